@@ -1,0 +1,1 @@
+"""clipkit: CLIP-style contrastive pretraining."""

@@ -1,0 +1,1 @@
+"""towers of clipkit."""
