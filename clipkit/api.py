@@ -73,7 +73,9 @@ def fit(
     if distributed.launched() or ranks[0] == 1:
         return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses)
     if losses:
-        raise ValueError("own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1")
+        raise ValueError(
+            "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
+        )
     code, message = start_ranks(loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume)
     if code == 2:
         raise ValueError(message)
@@ -147,7 +149,9 @@ def _outcome(folder: Path) -> Outcome:
     found, _ = newest(folder / "checkpoints")
     step, steps = finished_step(found)
     stopped = json.loads((folder / STOPPED).read_text())["reason"] if (folder / STOPPED).is_file() else None
-    lines = [json.loads(line) for line in (folder / RECORD).read_text().splitlines()] if (folder / RECORD).is_file() else []
+    lines = (
+        [json.loads(line) for line in (folder / RECORD).read_text().splitlines()] if (folder / RECORD).is_file() else []
+    )
     evaluated = [line for line in lines if any(name.startswith("val/") for name in line)]
     figures = {name: value for name, value in (evaluated[-1] if evaluated else {}).items() if name.startswith("val/")}
     return Outcome(folder, step, steps, stopped, figures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import is_embedded, resolve
 from clipkit.data.source import Source, expand_shards
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
+from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.loading import load_pair
@@ -57,13 +59,19 @@ def build_module(
 
     specs = config.losses
     losses: dict[str, Loss] = {
-        name: InfoNCE(scale_of(spec.pair).forward, pair=spec.pair, duplicates=spec.duplicates) for name, spec in specs.items()
+        name: InfoNCE(scale_of(spec.pair).forward, pair=spec.pair, duplicates=spec.duplicates)
+        for name, spec in specs.items()
     }
     losses |= {name: factory(scale_of) for name, factory in own_losses.items()}
     weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
     scale_of(("image", "text"))  # the one that exports write, whatever the losses
     return CLIPModule(
-        towers=towers, losses=losses, weights=weights, scales=scales, optim=build_optim(config, pair, steps, warmup), seed=config.seed
+        towers=towers,
+        losses=losses,
+        weights=weights,
+        scales=scales,
+        optim=build_optim(config, pair, steps, warmup),
+        seed=config.seed,
     )
 
 
@@ -120,13 +128,18 @@ def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> di
     tasks: dict[str, Callable[[], dict[str, Any]]] = {}
     for name, spec in config.evaluate.tasks.items():
         data = resolve(spec.data, cache) if is_embedded(spec.data) else spec.data
-        evaluator: ZeroShot | Retrieval
-        if spec.kind == "zero_shot":
-            evaluator = ZeroShot(data, templates=spec.templates, classnames=spec.classnames)
-        else:
-            evaluator = Retrieval(data)
-        tasks[name] = lambda evaluator=evaluator: evaluator.run(encoder_of(module, pair, config))  # type: ignore[misc]
+        tasks[name] = partial(_run_task, _evaluator(spec, data), module, pair, config)
     return tasks
+
+
+def _evaluator(spec: Any, data: str | Path) -> Evaluator:
+    if spec.kind == "zero_shot":
+        return ZeroShot(data, templates=spec.templates, classnames=spec.classnames)
+    return Retrieval(data)
+
+
+def _run_task(evaluator: Evaluator, module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> dict[str, Any]:
+    return dict(evaluator.run(encoder_of(module, pair, config)))
 
 
 def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Encoder:
@@ -172,7 +185,9 @@ def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
         return
     line = f"{len(names)} batch norms (the first: {names[0]}): statistics are per rank and per micro-batch"
     if config.trainer.micro_batch is not None:
-        raise ValueError(f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out")
+        raise ValueError(
+            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out"
+        )
     say(f"warning: {line}")
 
 

@@ -46,7 +46,9 @@ def ranks_wanted(config: RunConfig, devices_here: int) -> tuple[int, int]:
             f"the launcher started {local} ranks a node, but trainer.devices={devices}; leave trainer.devices out (auto) or make them agree"
         )
     if nodes not in (1, launched_nodes):
-        raise ValueError(f"the launcher has {launched_nodes} nodes, but trainer.nodes={nodes}; leave it out or make them agree")
+        raise ValueError(
+            f"the launcher has {launched_nodes} nodes, but trainer.nodes={nodes}; leave it out or make them agree"
+        )
     return local, launched_nodes
 
 

@@ -31,7 +31,9 @@ def _tensorboard(folder: Path) -> Any:
     try:
         return TensorBoardLogger(save_dir=folder, name="tensorboard", version="")
     except ModuleNotFoundError as error:
-        raise ValueError("logging.tensorboard=true needs TensorBoard: pip install tensorboard, or leave it out") from error
+        raise ValueError(
+            "logging.tensorboard=true needs TensorBoard: pip install tensorboard, or leave it out"
+        ) from error
 
 
 def _wandb(config: RunConfig, folder: Path) -> Any:

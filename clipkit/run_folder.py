@@ -43,7 +43,9 @@ def prepare(folder: Path, config: RunConfig, *, fresh: bool) -> None:
         raise ValueError(f"the run folder {folder} is a file; name another with run=DIR")
     stored = folder / CONFIG
     if stored.is_file():
-        different = [line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)]
+        different = [
+            line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)
+        ]
         if different:
             listed = "\n  ".join(different)
             raise ValueError(
@@ -52,7 +54,9 @@ def prepare(folder: Path, config: RunConfig, *, fresh: bool) -> None:
                 f"clipkit fit {stored}"
             )
         if fresh and steps(folder / "checkpoints"):
-            raise ValueError(f"{folder} holds a run already and --resume never would overwrite it; name another folder with run=DIR")
+            raise ValueError(
+                f"{folder} holds a run already and --resume never would overwrite it; name another folder with run=DIR"
+            )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +79,9 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         return newest(folder / "checkpoints")
     chosen = Path(resume)
     if not (chosen / INFO).is_file():
-        raise ValueError(f"--resume {resume}: no checkpoint there ({INFO} is missing); give auto, never or RUN/checkpoints/STEP")
+        raise ValueError(
+            f"--resume {resume}: no checkpoint there ({INFO} is missing); give auto, never or RUN/checkpoints/STEP"
+        )
     return chosen, []
 
 
@@ -94,7 +100,17 @@ def write_stopped(folder: Path, **fields: Any) -> None:
 
 def environment() -> dict[str, Any]:
     """Versions and platform of this process."""
-    names = ("torch", "torchvision", "lightning", "open_clip_torch", "timm", "webdataset", "numpy", "pillow", "pydantic")
+    names = (
+        "torch",
+        "torchvision",
+        "lightning",
+        "open_clip_torch",
+        "timm",
+        "webdataset",
+        "numpy",
+        "pillow",
+        "pydantic",
+    )
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

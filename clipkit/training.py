@@ -62,12 +62,19 @@ def uses_gpu(config: RunConfig) -> bool:
     """
     wanted, present = config.trainer.accelerator, torch.cuda.is_available()
     if wanted == "gpu" and not present:
-        raise ValueError("trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch")
+        raise ValueError(
+            "trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch"
+        )
     return present and wanted != "cpu"
 
 
 def train(
-    config: RunConfig, folder: Path, *, ranks: tuple[int, int], resume: str = "auto", own_losses: Mapping[str, LossFactory] | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    ranks: tuple[int, int],
+    resume: str = "auto",
+    own_losses: Mapping[str, LossFactory] | None = None,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -146,7 +153,9 @@ def _fit(run: _Run, found: Path | None) -> Outcome:
     return Outcome(run.folder, step, run.steps, stopped, figures)
 
 
-def _trainer(run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]) -> tuple[Any, FolderCheckpointIO]:
+def _trainer(
+    run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]
+) -> tuple[Any, FolderCheckpointIO]:
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import DDPStrategy
 
@@ -171,7 +180,13 @@ def _trainer(run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[
         agreement,
         metrics,
         Evaluate(
-            tasks=tasks, every=evaluate_every, batch_size=batch_size, steps=steps, agreement=agreement, metrics=metrics, figures=figures
+            tasks=tasks,
+            every=evaluate_every,
+            batch_size=batch_size,
+            steps=steps,
+            agreement=agreement,
+            metrics=metrics,
+            figures=figures,
         ),
         SaveCheckpoints(
             folder=run.folder / "checkpoints",
@@ -209,12 +224,21 @@ def _trainer(run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[
 
 def _clocks(config: RunConfig) -> dict[str, float]:
     every = {"checkpoint": config.checkpoint.every, "evaluate": config.evaluate.every}
-    return {flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"}
+    return {
+        flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"
+    }
 
 
 def _checkpoint_info(run: _Run) -> dict[str, Any]:
-    preprocess = {name: list(value) if isinstance(value, tuple) else value for name, value in run.pair.preprocess.items()}
-    model = {"name": run.config.model.name, "pretrained": run.config.model.pretrained, "config": run.pair.config, "preprocess": preprocess}
+    preprocess = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in run.pair.preprocess.items()
+    }
+    model = {
+        "name": run.config.model.name,
+        "pretrained": run.config.model.pretrained,
+        "config": run.pair.config,
+        "preprocess": preprocess,
+    }
     return {"model": model, "steps": run.steps, "batch_size": run.config.data.batch_size, "seed": run.config.seed}
 
 
@@ -231,7 +255,9 @@ def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
 
 def _last_words(run: _Run, step: int, stopped: str | None) -> None:
     if stopped is None:
-        say(f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}")
+        say(
+            f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}"
+        )
         return
     write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
     say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")

@@ -27,7 +27,9 @@ app.add_typer(data_verbs.app, name="data")
 @app.command()
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="The whole story in under 90 seconds.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/demo, with --quick runs/demo-quick. Made anew.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/demo, with --quick runs/demo-quick. Made anew.")
+    ] = None,
 ) -> None:
     """Train, evaluate, prove and export on the embedded data, offline."""
     from clipkit.demo.story import tell
@@ -38,7 +40,9 @@ def demo(
 @app.command(context_settings={"ignore_unknown_options": False})
 def fit(
     config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as optim.lr=1e-3 or run=runs/mine.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as optim.lr=1e-3 or run=runs/mine.")
+    ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
