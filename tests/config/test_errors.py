@@ -86,6 +86,10 @@ ONE_FAULT = {
         "data.train.cc.fields: the loss `infonce` pairs image and text; missing: text"
     ],
     "data.augment.scale=[1.0, 0.5]": ["data.augment.scale = [1.0, 0.5]: the first number must not be above the second"],
+    "data.augment.fill=red": [
+        "data.augment.fill = 'red': not one of the choices",
+        "    allowed: white, black",
+    ],
     "loss.weight=-2": ["loss.weight = -2: must be greater than 0"],
     "loss.kind=clip": ["loss.kind = 'clip': not one of the choices", "    allowed: infonce"],
     "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", "    allowed: infonce"],
