@@ -6,12 +6,24 @@ import pytest
 import torch
 
 from clipkit import checkpoint
-from clipkit.checkpoint import CheckpointError, newest, read_checkpoint, remove_unfinished, steps, verify, weight_hash, write_checkpoint
+from clipkit.checkpoint import (
+    CheckpointError,
+    newest,
+    read_checkpoint,
+    remove_unfinished,
+    steps,
+    verify,
+    weight_hash,
+    write_checkpoint,
+)
 
 
 def write(folder, step, value=1.0):
     model = {"w": torch.full((3, 2), value), "b": torch.arange(4)}
-    state = {"optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "lr": 0.1}], "callbacks": {"name": [1, None, "x"]}}
+    state = {
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0)}}, "lr": 0.1}],
+        "callbacks": {"name": [1, None, "x"]},
+    }
     write_checkpoint(folder / str(step), model=model, state=state, info={"step": step})
     return folder / str(step)
 
@@ -52,7 +64,10 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, name):
     assert verify(folder) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"version": 99, "files": {}}', '{"version": 1, "files": {}}', '{"version": 1, "files": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"version": 99, "files": {}}', '{"version": 1, "files": {}}', '{"version": 1, "files": 3}'],
+)
 def test_a_manifest_that_says_nothing_useful_does_not_verify(tmp_path, text):
     folder = write(tmp_path, 1)
     (folder / "manifest.json").write_text(text)

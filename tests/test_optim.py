@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def test_the_schedule_rises_to_one_and_falls_to_zero():
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[60] == pytest.approx(0.5)
     assert factors[110] == pytest.approx(0)
-    assert all(a >= b for a, b in zip(factors[9:], factors[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
     assert learning_rate_factor(99, warmup=10, steps=110, schedule="constant") == 1
 
 

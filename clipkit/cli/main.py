@@ -11,7 +11,7 @@ import typer
 
 from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
-from clipkit.cli.errors import exit_code
+from clipkit.cli.exits import exit_code
 
 app = typer.Typer(
     no_args_is_help=True,

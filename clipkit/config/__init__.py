@@ -1,6 +1,7 @@
 """Configuration of runs: what may stand in a file, how it is read, and what is said when it is wrong."""
 
 from clipkit.config.base import Spec
+from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
@@ -12,10 +13,9 @@ from clipkit.config.names import DISTRIBUTION, MAY_CHANGE_ON_RESUME
 from clipkit.config.optim import OptimSpec
 from clipkit.config.report import ConfigError, Place, Problem
 from clipkit.config.run import RunConfig
-from clipkit.config.shipped import shipped
 from clipkit.config.trainer import TrainerSpec
 from clipkit.config.units import Duration, parse_count
-from clipkit.config.write import as_yaml, describe_difference, flatten, json_schema, write_config
+from clipkit.config.write import as_yaml, describe_difference, flatten, json_schema, with_sources, write_config
 
 __all__ = [
     "DISTRIBUTION",
@@ -52,5 +52,6 @@ __all__ = [
     "parse_count",
     "shipped",
     "split_model",
+    "with_sources",
     "write_config",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -32,7 +32,6 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 Extensions = Annotated[Texts, AfterValidator(_known_form)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
-Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
 
 
 def _default_fields() -> dict[str, list[str]]:
@@ -61,7 +60,7 @@ class AffineSpec(Spec):
         (0.0, 0.0), description="Largest shift, as shares of width and height; one number is both."
     )
     scale: Range = Field((1.0, 1.0), description="Range of the zoom.")
-    shear: NotNegative = Field(0.0, description="Largest shear either way, in degrees.")
+    shear: NotNegative = Field(0.0, description="Largest horizontal shear either way, in degrees.")
 
 
 class AugmentSpec(Spec):
@@ -76,9 +75,7 @@ class AugmentSpec(Spec):
     color_jitter_prob: Share = Field(1.0, description="Probability of the colour jitter, where one is set.")
     grayscale: Share = Field(0.0, description="Probability of a grey image.")
     affine: AffineSpec | None = Field(None, description="A random affine warp.")
-    fill: Channel | tuple[Channel, Channel, Channel] = Field(
-        255, description="Colour of pixels that a warp uncovers, 0 to 255: one grey, or red, green and blue."
-    )
+    fill: Literal["white", "black"] = Field("white", description="What an affine warp uncovers.")
 
 
 class DataSpec(Spec):

@@ -68,7 +68,8 @@ def _problems_of_one(
     shown = None if value is ABSENT or isinstance(value, dict) else show(value)
     if kind in ("missing", "union_tag_not_found"):
         allowed = _choices(tree, path)
-        return [Problem(place, path, f"missing: {_description(tree, path)}".rstrip(": "), None, allowed)]
+        about = _description(tree, path) or "an item of the list"
+        return [Problem(place, path, f"missing: {about}", None, allowed)]
     if kind == "extra_forbidden":
         keys = tuple(sorted(_keys_at(tree, path[:-1])))
         return [Problem(place, path, "unknown key", shown, keys, nearest(path[-1], keys))]
@@ -78,10 +79,10 @@ def _problems_of_one(
     if kind == "value_error":
         return [Problem(place, path, str(located), shown)]
     message = _WORDS.get(kind) or detail["msg"].replace("Input should", "must").replace("Tuple should", "must")
-    if kind in ("too_short", "too_long") and not isinstance(value, dict):
-        message = detail["msg"].split(" after")[0].replace("Tuple should", "the list must").replace("List", "the list")
-    elif kind == "too_short":
+    if kind == "too_short":
         message = "must not be empty"
+    elif kind == "too_long":
+        message = f"must hold {context['max_length']} values"
     return [Problem(place, path, message, shown)]
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from clipkit.config.base import LocatedErrors
+from clipkit.config.catalog import find, shipped
 from clipkit.config.faults import ABSENT, problems_of, value_at
 from clipkit.config.layers import drop_unsafe_interpolations, expand_short_forms, lay_over, move, override_layer
 from clipkit.config.losses import move_loss
 from clipkit.config.report import ConfigError, Path, Place, Problem, nearest, place_of, show
 from clipkit.config.run import RunConfig
-from clipkit.config.shipped import find, shipped
 from clipkit.config.write import flatten
 from clipkit.config.yaml_file import Layer, read_layer
 

@@ -56,7 +56,9 @@ class ConfigError(ValueError):
 
     def __init__(self, name: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(
-            sorted(set(problems), key=lambda fault: (fault.place.origin, fault.place.line, fault.place.column))
+            sorted(
+                dict.fromkeys(problems), key=lambda fault: (fault.place.origin, fault.place.line, fault.place.column)
+            )
         )
         count = len(self.problems)
         head = f"{name}: {count} error{'s' if count != 1 else ''}"

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from clipkit.config.run import RunConfig
+from clipkit.config.yaml_file import Loader, read_layer
 
 
 def as_tree(config: RunConfig) -> dict[str, Any]:
@@ -19,7 +20,23 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
 
 def as_yaml(config: RunConfig) -> str:
     """Return YAML that loads back to the same configuration."""
-    return yaml.dump(as_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(as_tree(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)
+
+
+def with_sources(config: RunConfig, sources: Mapping[str, str]) -> str:
+    """Return `as_yaml` with a comment behind each value that says where it comes from."""
+    text = as_yaml(config)
+    layer = read_layer(text, "", [])
+    assert layer is not None
+    comments = {
+        layer.places[tuple(key.split("."))].line: sources[key]
+        for key, value in flatten(config).items()
+        if key in sources and "\n" not in str(value)  # a text over several lines has no room for a comment
+    }
+    lines = text.splitlines()
+    width = min(max(map(len, lines)), 48)
+    marked = [f"{line:<{width}}  # {comments[n]}" if n in comments else line for n, line in enumerate(lines, 1)]
+    return "\n".join(marked) + "\n"
 
 
 def write_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
@@ -100,7 +117,12 @@ def _text(value: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists on one line; no aliases."""
+    """Short lists on one line; no aliases; quotes around every text that some reader would take for a number."""
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {  # noqa: RUF012 - PyYAML's own name
+        first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + Loader.yaml_implicit_resolvers.get(first, [])
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *Loader.yaml_implicit_resolvers}
+    }
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

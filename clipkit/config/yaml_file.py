@@ -16,17 +16,17 @@ _MERGE = "tag:yaml.org,2002:merge"
 _TEXT = "tag:yaml.org,2002:str"
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's scalars: 1e-3 is a number, while `no`, 12:30 and 2024-01-01 are texts."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
 
 
-_Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), ["<"])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(_MERGE, re.compile(r"^<<$"), ["<"])
+Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^([Tt]rue|TRUE|[Ff]alse|FALSE)$"), list("tTfF"))
+Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^([-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
     list("-+.0123456789"),
@@ -53,9 +53,9 @@ def read_layer(text: str, name: str, problems: list[Problem]) -> Layer | None:
         The layer; None if the text is no YAML mapping, so that nothing can be read from it.
     """
     reader = _Reader(name, problems)
-    loader = _Loader("")
+    loader = Loader("")
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
         tree = reader.read(node, (), loader) if node is not None else {}
     except yaml.MarkedYAMLError as error:
@@ -104,7 +104,7 @@ class _Reader:
     def place(self, mark: Any) -> Place:
         return Place(self.name, mark.line + 1, mark.column + 1) if mark is not None else Place(self.name)
 
-    def read(self, node: yaml.Node, path: Path, loader: _Loader) -> Any:
+    def read(self, node: yaml.Node, path: Path, loader: Loader) -> Any:
         self.count += 1
         if self.count > MOST_NODES:
             raise yaml.MarkedYAMLError(
@@ -153,7 +153,7 @@ class _Reader:
                 own[key.value] = (key, value)
         return merged | own
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path, loader: _Loader) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: Path, loader: Loader) -> Any:
         if node.tag == _TEXT:
             return node.value
         try:

@@ -11,7 +11,9 @@ VIT = {
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
-TIMM = VIT | {"vision_cfg": {"image_size": 32, "timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"}}
+TIMM = VIT | {
+    "vision_cfg": {"image_size": 32, "timm_model_name": "test_convnext", "timm_pool": "avg", "timm_proj": "linear"}
+}
 SIGLIP = VIT | {
     "custom_text": True,
     "init_logit_bias": -10,
@@ -31,14 +33,18 @@ def peer(config, tmp_path):
 def test_towers_give_what_open_clip_gives_from_the_weights_they_export(config, tmp_path):
     pair = pair_from_config(config)
     model = peer(config, tmp_path)
-    model.load_state_dict(open_clip_state_dict(pair.config, pair.image.eval(), pair.text.eval(), pair.log_scale, pair.bias), strict=True)
+    model.load_state_dict(
+        open_clip_state_dict(pair.config, pair.image.eval(), pair.text.eval(), pair.log_scale, pair.bias), strict=True
+    )
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8)
     tokens = pair.tokenize(TEXTS)
     with torch.no_grad():
         mean, std = (torch.tensor(pair.preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
         want = model.encode_image((images / 255 - mean) / std, normalize=True)
         torch.testing.assert_close(pair.image(images).pooled, want, atol=1e-5, rtol=0)
-        torch.testing.assert_close(pair.text(tokens).pooled, model.encode_text(tokens, normalize=True), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            pair.text(tokens).pooled, model.encode_text(tokens, normalize=True), atol=1e-6, rtol=0
+        )
 
 
 @pytest.mark.parametrize("config", [VIT, EOS], ids=["argmax", "eos"])
@@ -49,7 +55,9 @@ def test_cutting_after_the_end_of_text_changes_nothing(config):
     assert lengths == [int((row == 49407).int().argmax()) + 1 for row in tokens]
     full = pair.text(tokens).pooled
     for row, length in enumerate(lengths):
-        torch.testing.assert_close(pair.text(tokens[row : row + 1, :length]).pooled, full[row : row + 1], atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            pair.text(tokens[row : row + 1, :length]).pooled, full[row : row + 1], atol=1e-6, rtol=0
+        )
 
 
 def test_a_tower_that_pools_padding_is_never_cut():
@@ -59,7 +67,9 @@ def test_a_tower_that_pools_padding_is_never_cut():
 
 def test_weights_round_trip_through_open_clips_names(tmp_path):
     one, other = pair_from_config(VIT), pair_from_config(VIT)
-    load_open_clip_state_dict(other, open_clip_state_dict(one.config, one.image, one.text, one.log_scale, one.bias), place="here")
+    load_open_clip_state_dict(
+        other, open_clip_state_dict(one.config, one.image, one.text, one.log_scale, one.bias), place="here"
+    )
     assert all(torch.equal(a, b) for a, b in zip(one.text.parameters(), other.text.parameters(), strict=True))
     state = {f"module.{k}": v for k, v in peer(VIT, tmp_path).state_dict().items()}
     torch.save({"epoch": 1, "name": "run", "state_dict": state}, tmp_path / "epoch_1.pt")
