@@ -55,7 +55,7 @@ def is_concept(entry: Json) -> bool:
     """Whether an emojibase entry is a concept: no flags, no components, and one drawing of people, animals and things.
 
     Skin tones are nested in the entries and never reached. Variants by gender (``man running``, ``woman cook``, couples
-    and families spelled out) and by direction (``facing right``) look the same at 32 pixels: their base stands for them.
+    and families spelled out) and by direction (``facing right``) look the same at 32 pixels: their base stands in.
     """
     code: str = entry["hexcode"]
     variant = any(sign in code for sign in ("200D-2640", "200D-2642", "200D-27A1"))
