@@ -142,7 +142,7 @@ def test_damage_and_concatenation_are_noticed(tmp_path):
     path = write_tar(tmp_path / "s.tar", [("a.txt", b"1"), ("b.txt", b"2")])
     whole = path.read_bytes()
     path.write_bytes(whole[:1030] + b"\xff" + whole[1031:])
-    with pytest.raises(ShardError, match="checksum.*byte 1024"):
+    with pytest.raises(ShardError, match=r"checksum.*byte 1024"):
         build_index(path)
     path.write_bytes(whole + whole)
     with pytest.raises(ShardError, match="concatenated"):
