@@ -80,7 +80,7 @@ def verify(folder: Path) -> str | None:
     """Why a checkpoint folder cannot be trusted, or None if each file has the size and the hash that its manifest says."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files = manifest["files"]
         if manifest["version"] != VERSION:
             return f"{MANIFEST} has version {manifest['version']}, this clipkit reads {VERSION}"
     except FileNotFoundError:
@@ -88,16 +88,9 @@ def verify(folder: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     for name in (MODEL, STATE, INFO):
-        if name not in files:
-            return f"{MANIFEST} does not name {name}"
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != files[name].get("size"):
-            return f"{name} has {path.stat().st_size} bytes, the manifest says {files[name].get('size')}"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != files[name].get("sha256"):
-                return f"{name} is not what was written (its SHA-256 differs from the manifest's)"
+        reason = _differs(folder / name, files.get(name) if isinstance(files, dict) else None)
+        if reason is not None:
+            return f"{name} {reason}"
     return None
 
 
@@ -159,6 +152,19 @@ def weight_hash(model: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _differs(path: Path, entry: Any) -> str | None:
+    if not isinstance(entry, dict):
+        return f"is not named by {MANIFEST}"
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != entry.get("size"):
+        return f"has {path.stat().st_size} bytes, the manifest says {entry.get('size')}"
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.get("sha256"):
+            return "is not what was written (its SHA-256 differs from the manifest's)"
+    return None
 
 
 def _write(path: Path, data: bytes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -50,6 +50,30 @@ def launcher_world() -> tuple[int, int]:
 def launcher_rank() -> int:
     """This process's rank as the launcher set it, known before a process group exists."""
     return int(os.environ.get("RANK", "0")) if launched() else 0
+
+
+def init(world: int, *, gpu: bool) -> None:
+    """Make the process group that the launcher's variables describe, before anything needs to agree; nothing to do for one rank."""
+    if world == 1 or is_initialized():
+        return
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
+
+
+def on_rank_0(action: Callable[[], None]) -> None:
+    """Run ``action`` on rank 0; a ``ValueError`` of it is raised on every rank."""
+    message = ""
+    if rank() == 0:
+        try:
+            action()
+        except ValueError as error:
+            message = str(error)
+            if world_size() == 1:
+                raise
+    message = gather_json(message)[0]
+    if message:
+        raise ValueError(message)
 
 
 def barrier() -> None:
