@@ -1,1 +1,57 @@
-"""config of clipkit."""
+"""Configuration of runs: what may stand in a file, how it is read, and what is said when it is wrong."""
+
+from clipkit.config.base import Spec
+from clipkit.config.catalog import shipped
+from clipkit.config.checkpoint import CheckpointSpec
+from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
+from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
+from clipkit.config.loader import Loaded, load_config, load_with_sources
+from clipkit.config.logs import LoggingSpec, WandbSpec
+from clipkit.config.losses import InfoNCESpec, LossSpec
+from clipkit.config.model import ModelSpec, split_model
+from clipkit.config.names import DISTRIBUTION, MAY_CHANGE_ON_RESUME
+from clipkit.config.optim import OptimSpec
+from clipkit.config.report import ConfigError, Place, Problem
+from clipkit.config.run import RunConfig
+from clipkit.config.trainer import TrainerSpec
+from clipkit.config.units import Duration, parse_count
+from clipkit.config.write import as_yaml, describe_difference, flatten, json_schema, with_sources, write_config
+
+__all__ = [
+    "DISTRIBUTION",
+    "MAY_CHANGE_ON_RESUME",
+    "AffineSpec",
+    "AugmentSpec",
+    "CheckpointSpec",
+    "ConfigError",
+    "DataSpec",
+    "Duration",
+    "EvaluateSpec",
+    "InfoNCESpec",
+    "Loaded",
+    "LoggingSpec",
+    "LossSpec",
+    "ModelSpec",
+    "OptimSpec",
+    "Place",
+    "Problem",
+    "RetrievalSpec",
+    "RunConfig",
+    "SourceSpec",
+    "Spec",
+    "TaskSpec",
+    "TrainerSpec",
+    "WandbSpec",
+    "ZeroShotSpec",
+    "as_yaml",
+    "describe_difference",
+    "flatten",
+    "json_schema",
+    "load_config",
+    "load_with_sources",
+    "parse_count",
+    "shipped",
+    "split_model",
+    "with_sources",
+    "write_config",
+]

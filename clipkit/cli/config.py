@@ -1,0 +1,92 @@
+"""`clipkit config`: look at configurations without running them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli.errors import bad_input
+
+app = typer.Typer(help="Show, check and copy configurations.", no_args_is_help=True, add_completion=False)
+
+Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Changes, as in optim.lr=1e-3 data.batch_size=4Ki.")]
+
+
+@app.command()
+def show(
+    config: Config,
+    overrides: Overrides = None,
+    sources: Annotated[bool, typer.Option("--sources", help="Name where each value comes from.")] = False,
+) -> None:
+    """Print the resolved configuration as YAML."""
+    from clipkit.config import ConfigError, as_yaml, load_with_sources, with_sources
+
+    with bad_input(ConfigError):
+        loaded = load_with_sources(config, overrides or ())
+    typer.echo(with_sources(loaded.config, loaded.sources) if sources else as_yaml(loaded.config), nl=False)
+
+
+@app.command()
+def validate(config: Config, overrides: Overrides = None) -> None:
+    """Check a configuration; name everything that is wrong with it."""
+    from clipkit.config import ConfigError, load_config
+
+    with bad_input(ConfigError):
+        load_config(config, overrides or ())
+    typer.echo(f"{config}: no errors")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of configuration files, for editors."""
+    from clipkit.config import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command("list")
+def list_shipped() -> None:
+    """List the configurations that come with clipkit."""
+    from clipkit.config import shipped
+
+    found = shipped()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        typer.echo(f"{name:<{width}}  {_headline(path)}".rstrip())
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="The name of a shipped configuration.")],
+    dest: Annotated[Path, typer.Argument(help="The file to write, or a folder to write it in.")],
+) -> None:
+    """Copy a shipped configuration, to be changed; no file is overwritten."""
+    from clipkit.config import shipped
+
+    found = shipped()
+    name = name.removesuffix(".yaml")
+    with bad_input(ValueError, OSError):
+        if name not in found:
+            raise ValueError(f"no shipped configuration is called {name!r}; there are: {', '.join(found) or 'none'}")
+        target = dest / Path(f"{name}.yaml").name if dest.is_dir() else dest
+        try:
+            with target.open("x", encoding="utf-8") as file:
+                file.write(found[name].read_text(encoding="utf-8"))
+        except FileExistsError:
+            raise ValueError(f"{target} exists; choose another name or remove it") from None
+    typer.echo(str(target))
+
+
+def _headline(path: Path) -> str:
+    """Return the first line of the comment at the head of a configuration."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if text.startswith("#") and text.strip("# "):
+            return text.lstrip("# ")
+        if text and not text.startswith("#"):
+            break
+    return ""

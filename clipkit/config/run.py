@@ -1,0 +1,122 @@
+"""The whole configuration of a run, and the checks that need several parts of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from clipkit.config.base import LocatedErrors, Name, Spec, Text
+from clipkit.config.checkpoint import CheckpointSpec
+from clipkit.config.data import DataSpec
+from clipkit.config.evaluate import EvaluateSpec
+from clipkit.config.logs import LoggingSpec
+from clipkit.config.losses import LossSpec, move_loss
+from clipkit.config.model import ModelSpec
+from clipkit.config.optim import OptimSpec
+from clipkit.config.trainer import TrainerSpec
+
+Fault = tuple[tuple[str | int, ...], str]
+
+
+class RunConfig(Spec):
+    """Everything that decides a training run."""
+
+    model: ModelSpec = Field(description="The model to train; NAME or NAME:tag is its short form.")
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = Field(
+        0, description="Decides order, augmentation, dropout and fresh weights."
+    )
+    data: DataSpec = Field(description="What the run reads.")
+    loss: LossSpec | None = Field(
+        None, description="The only loss: short for one entry of `losses`, named by its kind. Empty once loaded."
+    )
+    losses: Annotated[dict[Name, LossSpec], Field(min_length=1)] = Field(
+        default_factory=dict, validate_default=False, description="Losses by name; logged as train/loss/NAME."
+    )
+    optim: OptimSpec = Field(default_factory=OptimSpec, description="AdamW and its learning rate.")
+    trainer: TrainerSpec = Field(description="Length, hardware and arithmetic of the run.")
+    checkpoint: CheckpointSpec = Field(
+        default_factory=CheckpointSpec, description="Which checkpoints to write and keep."
+    )
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="What is measured, and when.")
+    logging: LoggingSpec = Field(default_factory=LoggingSpec, description="How often to log, and where to.")
+    run: Text | None = Field(None, description="The run folder; unset: runs/ and the configuration's stem.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_form_of_losses(cls, tree: Any) -> Any:
+        return move_loss(tree)
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        faults = [*_loss_faults(self), *_evaluation_faults(self), *_arithmetic_faults(self)]
+        if faults:
+            raise LocatedErrors(faults)
+        return self
+
+    @property
+    def best_figure(self) -> str | None:
+        """The figure that `checkpoint.keep_best` goes by; None where none is kept."""
+        if self.checkpoint.keep_best == 0:
+            return None
+        return self.checkpoint.best or next(iter(figures(self)), None)
+
+
+def figures(config: RunConfig) -> list[str]:
+    """Name every figure that the run's evaluation gives; the first is the default of `checkpoint.best`."""
+    named = [f"val/{name}/{figure}" for name, task in config.evaluate.tasks.items() for figure in task.figures]
+    return [*named, *(["val/loss"] if config.data.val else [])]
+
+
+def _loss_faults(config: RunConfig) -> list[Fault]:
+    if not config.losses:
+        return [(("losses",), "no loss is given; write `loss: infonce`")]
+    faults: list[Fault] = []
+    for name, loss in config.losses.items():
+        if loss.pair[0] == loss.pair[1]:
+            faults.append((("losses", name, "pair"), "a field cannot be paired with itself"))
+        for kind, sources in (("train", config.data.train), ("val", config.data.val)):
+            for source_name, source in sources.items():
+                lacking = [field for field in loss.pair if field not in source.fields]
+                if lacking:
+                    message = (
+                        f"the loss `{name}` pairs {loss.pair[0]} and {loss.pair[1]}; missing: {', '.join(lacking)}"
+                    )
+                    faults.append((("data", kind, source_name, "fields"), message))
+    return faults
+
+
+def _evaluation_faults(config: RunConfig) -> list[Fault]:
+    faults: list[Fault] = []
+    known = figures(config)
+    if config.evaluate.every is not None and not known:
+        faults.append((("evaluate", "every"), "nothing to evaluate: give `evaluate.tasks` or `data.val`"))
+    best = config.checkpoint.best
+    if best is not None and best not in known:
+        message = f"names no figure of this run; {'one of: ' + ', '.join(known) if known else 'it evaluates nothing'}"
+        faults.append((("checkpoint", "best"), message))
+    if config.checkpoint.keep_best and best is None and not known:
+        message = "no figure to go by: give `evaluate.tasks` or `data.val`"
+        faults.append((("checkpoint", "keep_best"), message))
+    if best is not None and config.checkpoint.keep_best == 0:
+        faults.append((("checkpoint", "best"), "has no effect while `checkpoint.keep_best` is 0"))
+    return faults
+
+
+def _arithmetic_faults(config: RunConfig) -> list[Fault]:
+    faults: list[Fault] = []
+    trainer, size = config.trainer, config.data.batch_size
+    if trainer.micro_batch is not None and trainer.micro_batch > size:
+        faults.append((("trainer", "micro_batch"), f"is above the whole batch (data.batch_size is {size})"))
+    if isinstance(trainer.devices, int) and size % (trainer.devices * trainer.nodes):
+        ranks = trainer.devices * trainer.nodes
+        faults.append(
+            (("data", "batch_size"), f"is no multiple of the {ranks} ranks (trainer.devices x trainer.nodes)")
+        )
+    warmup, length = config.optim.warmup, trainer.length
+    if warmup.unit == length.unit and warmup.value > length.value:
+        faults.append((("optim", "warmup"), f"is longer than the run ({length})"))
+    if trainer.deterministic and trainer.lightning.get("benchmark"):
+        message = "lets cuDNN pick kernels by timing, against `trainer.deterministic`"
+        faults.append((("trainer", "lightning", "benchmark"), message))
+    return faults
