@@ -128,14 +128,16 @@ def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: 
 
     Raises:
         ValueError: If the format is unknown or the folder is not empty.
-        ExportError: If the written files are not the same encoder; nothing is left then.
+        ParityError: If the written files are not the same encoder; nothing is left then.
     """
     if format not in FORMATS:
         raise ValueError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}")
     from clipkit.exporters.open_clip import export_open_clip
+    from clipkit.exporters.probes import embedded_probes
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    return export_open_clip(encoder, Path(out), force=force)
+    images, texts = embedded_probes()
+    return export_open_clip(encoder, Path(out), images=images, texts=texts, force=force)
 
 
 def _outcome(folder: Path) -> Outcome:
