@@ -1,0 +1,157 @@
+"""The verbs as functions: what the command line calls, and what Python users call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clipkit.config import RunConfig, load_config
+
+if TYPE_CHECKING:
+    from clipkit.building import LossFactory
+    from clipkit.encoder import Encoder
+    from clipkit.exporters.parity import ParityReport
+    from clipkit.training import Outcome
+
+Task = Literal["zero_shot", "retrieval"]
+FORMATS = ("open_clip",)
+
+
+def load(model: str | Path, *, device: str = "cpu") -> Encoder:
+    """Load an encoder.
+
+    Args:
+        model: A run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a JSON configuration, an
+            open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
+        device: Where to put the towers.
+
+    Raises:
+        ValueError: If nothing of that name can be loaded.
+    """
+    from clipkit.callbacks.say import say
+    from clipkit.loading import load_encoder
+
+    encoder, notes = load_encoder(model)
+    for note in notes:
+        say(note)
+    return encoder.to(device)
+
+
+def fit(
+    config: str | Path | RunConfig,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    resume: str = "auto",
+    losses: Mapping[str, LossFactory] | None = None,
+) -> Outcome:
+    """Train, or go on with an unfinished run of the same configuration.
+
+    Args:
+        config: A configuration file, the name of a shipped one, or a loaded configuration.
+        overrides: ``{"optim.lr": 1e-3, "run": "runs/mine"}`` or ``["optim.lr=1e-3"]``.
+        resume: ``auto`` goes on from the newest checkpoint that verifies, ``never`` refuses a folder that has one, or a checkpoint folder.
+        losses: Own losses by name, beside those of the configuration: each a function that is given ``scale_of(pair)`` and returns a
+            ``clipkit.losses.base.Loss``. Only in one process, or under torchrun.
+
+    Returns:
+        The run: ``folder``, ``step``, ``figures`` of the last evaluation, ``code`` (75 if a signal stopped it).
+
+    Raises:
+        ValueError: If the configuration, the data, the model or the folder do not fit.
+        RuntimeError: If ranks that were started failed.
+    """
+    from clipkit import distributed
+    from clipkit.launch import ranks_wanted, start_ranks
+    from clipkit.run_folder import default_folder
+    from clipkit.training import devices_here, train
+
+    loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)
+    folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
+    ranks = ranks_wanted(loaded, devices_here(loaded))
+    if distributed.launched() or ranks[0] == 1:
+        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses)
+    if losses:
+        raise ValueError(
+            "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
+        )
+    code, message = start_ranks(loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume)
+    if code == 2:
+        raise ValueError(message)
+    if code not in (0, 75):
+        raise RuntimeError(message or f"the ranks failed with code {code}; their own words stand above")
+    return _outcome(folder)
+
+
+def evaluate(
+    model: str | Path | Encoder, *, data: str | Path, task: Task | None = None, batch_size: int = 64, workers: int = 0
+) -> dict[str, Any]:
+    """Score an encoder on a data set.
+
+    Args:
+        model: An encoder, or what ``load`` takes.
+        data: CLIP_benchmark's WebDataset layout, class folders, images with captions beside them, a CSV, or ``embedded:NAME``.
+        task: ``zero_shot`` or ``retrieval``; None asks the data.
+        batch_size: Images of one forward.
+        workers: Processes that read and decode images.
+
+    Returns:
+        Figures by name, as fractions.
+    """
+    from clipkit.building import cache_folder
+    from clipkit.data.embedded import is_embedded, resolve
+    from clipkit.evaluation.datasets import find_task
+    from clipkit.evaluation.retrieval import Retrieval
+    from clipkit.evaluation.zero_shot import ZeroShot
+
+    place = resolve(str(data), cache_folder()) if is_embedded(str(data)) else data
+    chosen = task or find_task(place)
+    kind = {"zero_shot": ZeroShot, "retrieval": Retrieval}.get(chosen)
+    if kind is None:
+        raise ValueError(f"there is no task {chosen!r}; tasks: zero_shot, retrieval")
+    evaluator = kind(place, batch_size=batch_size, workers=workers)
+    encoder = load(model) if isinstance(model, str | Path) else model
+    return dict(evaluator.run(encoder))
+
+
+def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: bool = False) -> ParityReport:
+    """Write an encoder for another program, and prove that what was written is the same encoder.
+
+    Args:
+        model: An encoder, or what ``load`` takes.
+        format: ``open_clip``: a folder for ``open_clip.create_model_and_transforms("local-dir:OUT")``.
+        out: The folder to make.
+        force: Whether to replace a folder that is not empty.
+
+    Returns:
+        The parity report, which also stands in ``OUT/parity.json``.
+
+    Raises:
+        ValueError: If the format is unknown or the folder is not empty.
+        ExportError: If the written files are not the same encoder; nothing is left then.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}")
+    from clipkit.exporters.open_clip import export_open_clip
+
+    encoder = load(model) if isinstance(model, str | Path) else model
+    return export_open_clip(encoder, Path(out), force=force)
+
+
+def _outcome(folder: Path) -> Outcome:
+    """How the run in a folder ended, read from its files."""
+    from clipkit.callbacks.metrics import RECORD
+    from clipkit.checkpoint import newest
+    from clipkit.run_folder import STOPPED, finished_step
+    from clipkit.training import Outcome
+
+    found, _ = newest(folder / "checkpoints")
+    step, steps = finished_step(found)
+    stopped = json.loads((folder / STOPPED).read_text())["reason"] if (folder / STOPPED).is_file() else None
+    lines = (
+        [json.loads(line) for line in (folder / RECORD).read_text().splitlines()] if (folder / RECORD).is_file() else []
+    )
+    evaluated = [line for line in lines if any(name.startswith("val/") for name in line)]
+    figures = {name: value for name, value in (evaluated[-1] if evaluated else {}).items() if name.startswith("val/")}
+    return Outcome(folder, step, steps, stopped, figures)

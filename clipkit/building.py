@@ -1,0 +1,201 @@
+"""A configuration's objects: towers, losses, data, optimiser, tasks."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import distributed
+from clipkit.callbacks.say import say
+from clipkit.config import RunConfig
+from clipkit.data.augment import Augment
+from clipkit.data.datamodule import ShardDataModule
+from clipkit.data.embedded import is_embedded, resolve
+from clipkit.data.source import Source, expand_shards
+from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
+from clipkit.evaluation.evaluator import Evaluator
+from clipkit.evaluation.retrieval import Retrieval
+from clipkit.evaluation.zero_shot import ZeroShot
+from clipkit.loading import load_pair
+from clipkit.losses.base import Loss
+from clipkit.losses.infonce import InfoNCE
+from clipkit.module import CLIPModule
+from clipkit.optim import Optim
+from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
+from clipkit.towers.scale import LogitScale
+from clipkit.towers.towers import Towers, batchnorm_names
+
+LossFactory = Callable[[Callable[[tuple[str, str]], LogitScale]], Loss]
+"""Makes an own loss; it is given a function that returns the scale of a pair of fields."""
+
+
+def build_model(config: RunConfig) -> OpenClipPair:
+    """The towers that ``model:`` names, seeded where their weights are random."""
+    torch.manual_seed(config.seed)
+    pair, source, notes = load_pair(config.model.name, config.model.pretrained)
+    for note in notes:
+        say(note if source else f"{config.model.name}: training starts from random weights (seed {config.seed})")
+    return pair
+
+
+def build_module(
+    config: RunConfig, pair: OpenClipPair, *, steps: int, warmup: int, own_losses: Mapping[str, LossFactory]
+) -> CLIPModule:
+    """Towers, losses and optimiser as one Lightning module."""
+    towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=config.trainer.micro_batch)
+    _name_batchnorm(towers, config)
+    if config.trainer.compile:
+        _compile(towers)
+    scales: dict[str, LogitScale] = {}
+
+    def scale_of(fields: tuple[str, str]) -> LogitScale:
+        return scales.setdefault("_".join(fields), LogitScale(pair.log_scale, pair.bias))
+
+    specs = config.losses
+    losses: dict[str, Loss] = {
+        name: InfoNCE(scale_of(spec.pair).forward, pair=spec.pair, duplicates=spec.duplicates)
+        for name, spec in specs.items()
+    }
+    losses |= {name: factory(scale_of) for name, factory in own_losses.items()}
+    weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
+    scale_of(("image", "text"))  # the one that exports write, whatever the losses
+    return CLIPModule(
+        towers=towers,
+        losses=losses,
+        weights=weights,
+        scales=scales,
+        optim=build_optim(config, pair, steps, warmup),
+        seed=config.seed,
+    )
+
+
+def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) -> Optim:
+    """AdamW with open_clip's defaults for this kind of image tower."""
+    resnet = isinstance(pair.config["vision_cfg"].get("layers"), list | tuple)  # open_clip's ModifiedResNet
+    betas = config.optim.betas or ((0.9, 0.999) if resnet else (0.9, 0.98))
+    return Optim(
+        lr=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        betas=betas,
+        eps=config.optim.eps or (1e-8 if resnet else 1e-6),
+        warmup=warmup,
+        schedule=config.optim.schedule,
+        steps=steps,
+    )
+
+
+def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
+    """The sources, opened and checked."""
+    cache = cache_folder(config)
+    preprocess = preprocess_of(pair.preprocess)
+    spec = config.data.augment
+    augment = Augment(
+        size=preprocess.size,
+        scale=spec.scale,
+        ratio=spec.ratio,
+        interpolation=preprocess.interpolation,
+        flip=spec.flip,
+        color_jitter=spec.color_jitter,
+        color_jitter_prob=spec.color_jitter_prob,
+        grayscale=spec.grayscale,
+        affine=None if spec.affine is None else spec.affine.model_dump(),
+        fill=spec.fill,
+    )
+    return ShardDataModule(
+        train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
+        val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
+        batch_size=config.data.batch_size,
+        length=config.trainer.length.samples,
+        seed=config.seed,
+        tokenize=pair.tokenize,
+        augment=augment,
+        preprocess=preprocess,
+        workers=workers(config),
+        cache=cache,
+        trace=folder if config.data.trace else None,
+    )
+
+
+def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The evaluations of ``evaluate.tasks``, each over the towers in training."""
+    cache = cache_folder(config)
+    tasks: dict[str, Callable[[], dict[str, Any]]] = {}
+    for name, spec in config.evaluate.tasks.items():
+        data = resolve(spec.data, cache) if is_embedded(spec.data) else spec.data
+        tasks[name] = partial(_run_task, _evaluator(spec, data), module, pair, config)
+    return tasks
+
+
+def _evaluator(spec: Any, data: str | Path) -> Evaluator:
+    if spec.kind == "zero_shot":
+        return ZeroShot(data, templates=spec.templates, classnames=spec.classnames)
+    return Retrieval(data)
+
+
+def _run_task(evaluator: Evaluator, module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> dict[str, Any]:
+    return dict(evaluator.run(encoder_of(module, pair, config)))
+
+
+def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Encoder:
+    """The encoder over a module's towers as they are now."""
+    scale = module.scales["image_text"]
+    image, text = module.towers["image"], module.towers["text"]
+    assert isinstance(scale, LogitScale)
+    assert isinstance(image, ImageTower)
+    assert isinstance(text, TextTower)
+    info = EncoderInfo(model=config.model.name, pretrained=None, config=pair.config, preprocess=pair.preprocess)
+    bias = None if scale.bias is None else float(scale.bias.detach())
+    return Encoder(
+        image=image, text=text, tokenize=pair.tokenize, log_scale=float(scale.log_scale.detach()), bias=bias, info=info
+    )
+
+
+def cache_folder(config: RunConfig | None = None) -> Path:
+    """Where indexes and the embedded data go: ``data.cache``, else CLIPKIT_CACHE, else ``~/.cache/clipkit``."""
+    chosen = config.data.cache if config is not None else None
+    return Path(chosen or os.environ.get("CLIPKIT_CACHE") or Path.home() / ".cache" / "clipkit").expanduser()
+
+
+def workers(config: RunConfig) -> int:
+    """Loader processes of this rank; auto leaves a core a rank to the towers and takes at most 8."""
+    if config.data.workers != "auto":
+        return int(config.data.workers)
+    local, _ = distributed.launcher_world()
+    return max(1, min(8, (os.cpu_count() or 1) // local - 1))
+
+
+def _source(name: str, spec: Any, cache: Path) -> Source:
+    shards: list[str] = []
+    for pattern in spec.shards:
+        found = resolve(pattern, cache) if is_embedded(pattern) else None
+        shards += expand_shards(pattern) if found is None else expand_shards(str(found / "*.tar"))
+    fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
+    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
+
+
+def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
+    names = batchnorm_names(towers)
+    if not names:
+        return
+    line = f"{len(names)} batch norms (the first: {names[0]}): statistics are per rank and per micro-batch"
+    if config.trainer.micro_batch is not None:
+        raise ValueError(
+            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out"
+        )
+    say(f"warning: {line}")
+
+
+def _compile(towers: Towers) -> None:
+    import shutil
+
+    if shutil.which("g++") is None and not torch.cuda.is_available():
+        raise ValueError("trainer.compile=true needs a C++ compiler: install g++, or set trainer.compile=false")
+    for field in towers.fields():
+        towers[field].compile()
+    warnings.filterwarnings("ignore", message=".*torch._dynamo.*")

@@ -1,0 +1,65 @@
+"""Evaluation inside a run: every task on all ranks, every so many samples and at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from clipkit import distributed
+from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.checkpoints import crossed
+from clipkit.callbacks.metrics import MetricsLog
+from clipkit.callbacks.say import say
+
+Figures = dict[str, Any]
+
+
+class Evaluate(Callback):
+    """Run tasks and log their figures as ``val/TASK/FIGURE``.
+
+    Args:
+        tasks: Task name to a function that computes its figures on all ranks together.
+        every: Samples between evaluations, or None for clock and end alone.
+        batch_size: Pairs of one step over all ranks.
+        steps: Steps of the whole run.
+        agreement: Tells what the ranks agreed on.
+        metrics: Writes the figures.
+        figures: Filled with the last evaluation's figures, for whoever chooses the best checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Mapping[str, Callable[[], Figures]],
+        every: int | None,
+        batch_size: int,
+        steps: int,
+        agreement: Agreement,
+        metrics: MetricsLog,
+        figures: Figures,
+    ) -> None:
+        self.tasks = tasks
+        self.every = every
+        self.batch_size = batch_size
+        self.steps = steps
+        self.agreement = agreement
+        self.metrics = metrics
+        self.figures = figures
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate if this step is one to evaluate at."""
+        step = trainer.global_step
+        by_clock = self.agreement.take("evaluate")
+        due = step >= self.steps or (self.every is not None and crossed(step, self.batch_size, self.every))
+        if not self.tasks or not (by_clock or due):
+            return
+        self.figures.clear()
+        for name, run in self.tasks.items():
+            found = {f"val/{name}/{key}" if name else f"val/{key}": value for key, value in run().items()}
+            self.figures.update(found)
+        self.metrics.write(trainer, step, self.figures)
+        say(f"evaluated at step {step} on {distributed.world_size()} rank(s)")

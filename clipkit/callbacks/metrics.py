@@ -1,0 +1,172 @@
+"""The run's figures: computed on window steps only, averaged over ranks, written at once.
+
+``metrics.jsonl`` holds one object a logged step and is the record; CSV, TensorBoard and wandb are copies of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from clipkit import distributed
+from clipkit.callbacks.progress import Progress
+from clipkit.module import CLIPModule
+
+RECORD = "metrics.jsonl"
+
+
+class MetricsLog(Callback):
+    """Write the figures of a window.
+
+    Args:
+        folder: The run folder.
+        every: Steps of a window.
+        batch_size: Pairs of one step over all ranks.
+        loggers: Lightning loggers that get the same figures.
+        csv_copy: Whether to keep ``metrics.csv`` as well.
+        progress: Shows the figures to the user.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        every: int,
+        batch_size: int,
+        loggers: Sequence[Logger],
+        csv_copy: bool,
+        progress: Progress,
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.batch_size = batch_size
+        self.loggers = loggers
+        self.csv_copy = csv_copy
+        self.progress = progress
+        self._window_start = self._step_end = 0.0
+        self._waited = 0.0
+        self._window_steps = 0
+        self._grad_norm = math.nan
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the record back to the step that training goes on from, and start the clock."""
+        if trainer.is_global_zero:
+            cut_back(self.folder / RECORD, trainer.global_step)
+            self.progress.start(trainer.global_step)
+        self._window_start = self._step_end = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last step's end as waiting for data."""
+        self._waited += time.perf_counter() - self._step_end
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Measure the gradient's norm, before clipping, on window steps."""
+        if (trainer.global_step + 1) % self.every == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            self._grad_norm = torch.nn.utils.get_total_norm(gradients)  # type: ignore[assignment]
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the window if this step ends one."""
+        self._window_steps += 1
+        if trainer.global_step % self.every == 0:
+            assert isinstance(pl_module, CLIPModule)
+            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module))
+        else:
+            self.progress.step(trainer.global_step)
+        self._step_end = time.perf_counter()
+
+    def write(self, trainer: Trainer, step: int, figures: Mapping[str, Any]) -> None:
+        """Write figures of a step, on rank 0."""
+        if not trainer.is_global_zero:
+            return
+        record = {"step": step, "samples": step * self.batch_size, **figures}
+        with (self.folder / RECORD).open("a") as file:
+            file.write(json.dumps(_strict(record)) + "\n")
+            file.flush()
+        for logger in self.loggers:
+            logger.log_metrics({k: v for k, v in figures.items() if isinstance(v, int | float)}, step)
+        self.progress.show(step, record)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar and make the CSV copy."""
+        if trainer.is_global_zero:
+            self.progress.stop()
+            if self.csv_copy:
+                write_csv(self.folder / RECORD, self.folder / "metrics.csv")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self.progress.stop()
+
+    def _figures(self, trainer: Trainer, module: CLIPModule) -> dict[str, float]:
+        now = time.perf_counter()
+        elapsed = max(now - self._window_start, 1e-9)
+        names = list(module.parts)
+        local = torch.stack(
+            [*(module.parts[name].double() for name in names), torch.tensor(self._waited / elapsed).double()]
+        )
+        mean = (distributed.all_reduce_(local) / distributed.world_size()).tolist()
+        parts = dict(zip(names, mean[:-1], strict=True))
+        samples = self._window_steps * self.batch_size
+        figures = {"train/loss": parts.pop("total")}
+        figures |= {f"train/loss/{name}": value for name, value in parts.items()}
+        scales = {name: float(scale().detach()) for name, scale in module.scales.items()}
+        figures |= {
+            f"train/logit_scale/{name}" if len(scales) > 1 else "train/logit_scale": v for name, v in scales.items()
+        }
+        figures["train/lr"] = last_lr(trainer)
+        figures["train/grad_norm"] = float(self._grad_norm)
+        figures["train/samples_per_second"] = samples / elapsed
+        figures["train/data_wait"] = mean[-1]
+        self._window_start, self._waited, self._window_steps = now, 0.0, 0
+        return figures
+
+
+def last_lr(trainer: Trainer) -> float:
+    """The learning rate that the last step trained with."""
+    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
+    return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](max(0, trainer.global_step - 1)))
+
+
+def cut_back(record: Path, step: int) -> None:
+    """Drop the lines after ``step``, and a last line that a kill cut short; the file is replaced whole."""
+    if not record.is_file():
+        return
+    kept = [line for line in record.read_text().splitlines() if _step_of(line) <= step]
+    temporary = record.with_suffix(".jsonl.writing")
+    temporary.write_text("".join(f"{line}\n" for line in kept))
+    os.replace(temporary, record)
+
+
+def write_csv(record: Path, out: Path) -> None:
+    """The record as CSV, one column a figure."""
+    rows = [json.loads(line) for line in record.read_text().splitlines()] if record.is_file() else []
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _strict(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Without NaN and infinities, which JSON does not have: they become null."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

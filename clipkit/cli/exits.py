@@ -1,0 +1,35 @@
+"""What an error means for the process: its exit code and the words for the user."""
+
+from __future__ import annotations
+
+import os
+import traceback
+
+import click
+
+DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def exit_code(error: BaseException) -> tuple[int, str]:
+    """The exit code of an exception and what to print; set CLIPKIT_TRACEBACK=1 to see where bad input was found.
+
+    Example:
+        >>> exit_code(ValueError("batch_size=3 is no multiple of the 2 ranks"))
+        (2, 'error: batch_size=3 is no multiple of the 2 ranks')
+    """
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code, ""
+    if isinstance(error, click.ClickException):
+        error.show()
+        return BAD_INPUT, ""
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else FAILURE), ""
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return INTERRUPTED, "interrupted"
+    if os.environ.get("CLIPKIT_TRACEBACK"):
+        return (BAD_INPUT if isinstance(error, ValueError) else FAILURE), "".join(traceback.format_exception(error))
+    if isinstance(error, ValueError):
+        return BAD_INPUT, f"error: {error}"
+    if type(error).__module__.startswith("clipkit."):  # our own failures say all there is to say
+        return FAILURE, f"error: {error}"
+    return FAILURE, "".join(traceback.format_exception(error))

@@ -1,0 +1,100 @@
+"""The command line: verbs that parse, call ``clipkit.api`` and print. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipkit.cli import config as config_verbs
+from clipkit.cli import data as data_verbs
+from clipkit.cli.exits import exit_code
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="CLIP-style contrastive pretraining: fit, evaluate, export.",
+)
+app.add_typer(config_verbs.app, name="config")
+app.add_typer(data_verbs.app, name="data")
+
+
+@app.command()
+def demo(
+    quick: Annotated[bool, typer.Option("--quick", help="The whole story in under 90 seconds.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/demo, with --quick runs/demo-quick. Made anew.")
+    ] = None,
+) -> None:
+    """Train, evaluate, prove and export on the embedded data, offline."""
+    from clipkit.demo.story import tell
+
+    tell(out or Path("runs") / ("demo-quick" if quick else "demo"), quick=quick)
+
+
+@app.command(context_settings={"ignore_unknown_options": False})
+def fit(
+    config: Annotated[str, typer.Argument(help="A configuration file, or the name of a shipped one.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as optim.lr=1e-3 or run=runs/mine.")
+    ] = None,
+    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+) -> None:
+    """Train; the same command again goes on with an unfinished run."""
+    from clipkit import api
+
+    code = api.fit(config, overrides or [], resume=resume).code
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
+    data: Annotated[list[str], typer.Option(help="Shards, class folders, captioned images or a CSV; may be repeated.")],
+    task: Annotated[str | None, typer.Option(help="zero_shot or retrieval; by default the data says.")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.json for one result, a folder for several.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
+) -> None:
+    """Score any model on data of your own or on a benchmark."""
+    from clipkit.cli.evaluate import evaluate_all
+
+    evaluate_all(model, data, task=task, out=out, batch_size=batch_size, workers=workers)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    format: Annotated[str, typer.Option(help="open_clip.")] = "open_clip",
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
+) -> None:
+    """Write an encoder for another program, with proof that it is the same encoder."""
+    from clipkit import api
+
+    report = api.export(model, format, out, force=force)
+    typer.echo(report.table())
+    typer.echo(f"written to {out}")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit code; errors of the user are one paragraph."""
+    try:
+        result = app(arguments, standalone_mode=False)
+        code, message = (int(result) if isinstance(result, int) else 0), ""
+    except BaseException as error:
+        code, message = exit_code(error)
+    if os.environ.get("CLIPKIT_OUTCOME"):
+        from clipkit.launch import leave_word
+
+        if leave_word(code, message) and code in (0, 2, 75):
+            return 0
+    if message:
+        print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,169 @@
+"""Bytes to pixels: an allow-list of formats, the header before the pixels, torchvision's decoders, else Pillow.
+
+torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG and PNG; everything else (palettes,
+transparency, 16 bits, CMYK, animations, odd files) goes through Pillow and one set of colour rules.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode
+from torchvision.io import decode_jpeg as torch_jpeg
+from torchvision.io import decode_png as torch_png
+
+MOST_BYTES = 64 << 20
+MOST_PIXELS = 50_000_000
+MOST_ASPECT = 200  # beyond it a short-side resize of a small file would fill the memory
+_WHITE = (255, 255, 255, 255)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG start-of-frame markers
+
+
+class BadSample(Exception):
+    """A sample that cannot be used.
+
+    Args:
+        cause: One word, the name under which it is counted: ``empty``, ``format``, ``too_large``, ``truncated``, ...
+        detail: What was found, for a person.
+    """
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(cause, detail)
+        self.cause = cause
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.detail}"
+
+
+class _Header(NamedTuple):
+    height: int
+    width: int
+    plain: bool  # whether torchvision's decoder gives the same as Pillow and our colour rules
+
+
+def _format(data: bytes) -> str:
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    raise BadSample("format", f"starts with {data[:12]!r}; JPEG, PNG, WebP, GIF and BMP are read")
+
+
+def _jpeg_header(data: bytes) -> _Header:
+    """Size and number of channels from the frame segment; plain if three or one channel and the end marker is there."""
+    at, size = 2, None
+    while at + 9 < len(data):
+        if data[at] != 0xFF:
+            raise BadSample("damaged", f"no JPEG segment at byte {at}")
+        marker = data[at + 1]
+        if marker == 0xFF or 0xD0 <= marker <= 0xD7 or marker == 0x01:  # fill bytes and markers without a body
+            at += 1 if marker == 0xFF else 2
+            continue
+        if marker in _FRAMES:
+            height, width, channels = struct.unpack_from(">HHB", data, at + 5)
+            size = height, width, channels
+        if marker == 0xDA and size is not None:
+            # the decoder fills a missing end with grey and says nothing
+            return _Header(size[0], size[1], size[2] in (1, 3) and data.rfind(b"\xff\xd9", at) > 0)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise BadSample("truncated", "the JPEG ends inside its header")
+
+
+def _png_header(data: bytes) -> _Header:
+    if len(data) < 33:
+        raise BadSample("truncated", "the PNG ends inside its header")
+    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    transparent = colour >= 4 or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
+    return _Header(height, width, bits <= 8 and not transparent)
+
+
+def _check(height: int, width: int) -> None:
+    if height < 1 or width < 1:
+        raise BadSample("damaged", f"{width} x {height} pixels")
+    if height * width > MOST_PIXELS:
+        raise BadSample("too_large", f"{width} x {height} pixels; at most {MOST_PIXELS:,} are read")
+    if max(height, width) > MOST_ASPECT * min(height, width):
+        raise BadSample("aspect", f"{width} x {height} pixels; at most 1:{MOST_ASPECT} is read")
+
+
+def _with_torchvision(data: bytes, kind: str) -> Tensor:
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    decode = torch_jpeg if kind == "JPEG" else torch_png
+    pixels: Tensor = decode(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    return pixels
+
+
+def _with_pillow(data: bytes, kind: str) -> Tensor:
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            _check(image.height, image.width)
+            return image_tensor(image)
+    except (BadSample, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSample("too_large", f"{kind}: {error}") from error
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
+        cause = "truncated" if "truncated" in str(error).lower() else "damaged"
+        raise BadSample(cause, f"{kind}: {error}") from error
+
+
+def decode_image(data: bytes) -> Tensor:
+    """Decode one image file.
+
+    Args:
+        data: The file: JPEG, PNG, WebP, GIF or BMP, told by its first bytes.
+
+    Returns:
+        RGB pixels, uint8 (3, H, W), turned as EXIF says, the first frame of an animation, transparency on white.
+
+    Raises:
+        BadSample: If it is empty, of another format, too large, cut short or damaged.
+    """
+    if not data:
+        raise BadSample("empty", "a file of no bytes")
+    if len(data) > MOST_BYTES:
+        raise BadSample("too_large", f"{len(data):,} bytes; at most {MOST_BYTES:,} are read")
+    kind = _format(data)
+    if kind in ("JPEG", "PNG"):
+        header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
+        _check(header.height, header.width)
+        if header.plain:
+            try:
+                return _with_torchvision(data, kind)
+            except RuntimeError:
+                pass  # stricter than Pillow about some files; Pillow decides
+    return _with_pillow(data, kind)
+
+
+def image_tensor(image: Image.Image) -> Tensor:
+    """Pixels of a Pillow image by the same colour rules.
+
+    Args:
+        image: Any mode; of an animation, the frame it stands at.
+
+    Returns:
+        RGB pixels, uint8 (3, H, W).
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):  # Pillow's own conversion clips instead of scaling
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        eight = ((grey + 128) // 257).astype(np.uint8)
+        return torch.from_numpy(eight).expand(3, *eight.shape).contiguous()
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

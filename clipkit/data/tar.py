@@ -1,0 +1,179 @@
+"""Walk the headers of a plain tar with ``pread``: where each file lies, without reading any of it.
+
+Formats: ustar, GNU (long names ``L``, base-256 sizes) and PAX (``x``, ``g``), after POSIX.1-2001 and GNU tar's manual.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BLOCK = 512
+_LARGEST_EXTENSION = 1 << 20  # a long name or a PAX record; real ones are below a few kilobytes
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_REGULAR = (b"0", b"\0", b"7")
+_LINKS = (b"1", b"2")
+_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
+_EXTENSIONS = (b"L", b"K", b"x", b"X", b"g")  # headers about the file that follows them
+
+
+class ShardError(ValueError):
+    """A shard that cannot be indexed or read; the message names the shard, the place and the cure.
+
+    Args:
+        message: The whole message, place and cure included.
+        shard: Path of the shard.
+        offset: Byte offset in the shard where it went wrong, where there is one.
+    """
+
+    def __init__(self, message: str, shard: str = "", offset: int | None = None) -> None:
+        super().__init__(message)
+        self.shard = shard
+        self.offset = offset
+
+
+class Member(NamedTuple):
+    """One regular file of a tar.
+
+    Args:
+        name: Its path in the tar, as bytes.
+        start: Offset of its first header (long-name headers included).
+        offset: Offset of its data.
+        size: Length of its data in bytes.
+    """
+
+    name: bytes
+    start: int
+    offset: int
+    size: int
+
+
+def _fail(path: str, offset: int, what: str, cure: str) -> ShardError:
+    return ShardError(f"{path}: {what} at byte {offset}; {cure}", path, offset)
+
+
+def _number(field: bytes) -> int:
+    """A header's number: octal text, or GNU's base-256 for what octal cannot hold."""
+    if field[:1] == b"\x80":
+        return int.from_bytes(field[1:], "big")
+    return int(field.rstrip(b"\0 ").lstrip() or b"0", 8)
+
+
+def _checksum_holds(header: bytes) -> bool:
+    try:
+        stored = _number(header[148:156].split(b"\0", 1)[0])
+    except ValueError:
+        return False
+    # the field itself counts as eight spaces; some old programs summed signed bytes
+    plain = sum(header) - sum(header[148:156]) + 8 * 32
+    return stored == plain or stored == plain - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
+
+
+def _pax(data: bytes) -> dict[bytes, bytes]:
+    """The records of a PAX header, each ``LENGTH KEY=VALUE`` and a line feed."""
+    records: dict[bytes, bytes] = {}
+    while data.strip(b"\0"):
+        length, _, rest = data.partition(b" ")
+        end = int(length) - len(length) - 1
+        if end < 1 or end > len(rest):
+            raise ValueError("a PAX record that is longer than its header")
+        key, _, value = rest[: end - 1].partition(b"=")
+        records[key] = value
+        data = rest[end:]
+    return records
+
+
+def _name(header: bytes) -> bytes:
+    name = header[:100].split(b"\0", 1)[0]
+    prefix = header[345:500].split(b"\0", 1)[0] if header[257:263] == b"ustar\0" else b""
+    return prefix + b"/" + name if prefix else name
+
+
+def _check_end(fd: int, path: str, offset: int) -> None:
+    """Nothing but zeros may follow the end marker: ``cat a.tar b.tar`` would lose every sample of b."""
+    if os.pread(fd, 1 << 16, offset).strip(b"\0"):
+        raise _fail(path, offset, "there is data behind the end-of-archive marker", "were tars concatenated? repack it")
+
+
+def _extension(fd: int, path: str, offset: int, size: int) -> bytes:
+    if size > _LARGEST_EXTENSION:
+        raise _fail(path, offset, f"a name or PAX header of {size} bytes", "the tar is damaged; pack it again")
+    return os.pread(fd, size, offset)
+
+
+def _read_header(fd: int, path: str, offset: int) -> bytes | None:
+    """The verified header at an offset, or None at the end marker."""
+    header = os.pread(fd, BLOCK, offset)
+    if len(header) < BLOCK:
+        raise _fail(path, offset, "the tar ends without its end marker", "it was cut short: fetch or pack it again")
+    if not header.strip(b"\0"):
+        _check_end(fd, path, offset)
+        return None
+    if not _checksum_holds(header):
+        raise _fail(path, offset, "this is no tar header (its checksum is wrong)", "fetch or pack the shard again")
+    return header
+
+
+def _refuse_compressed(fd: int, path: str) -> None:
+    head = os.pread(fd, 8, 0)
+    for magic, kind in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise _fail(
+                path, 0, f"this shard is compressed ({kind})", "samples are read by offset: decompress it first"
+            )
+
+
+def _refuse_unreadable(kind: bytes, name: bytes, pax: dict[bytes, bytes], path: str, offset: int) -> None:
+    if kind == b"S" or any(key.startswith(b"GNU.sparse") for key in pax):
+        raise _fail(path, offset, f"{name!r} is stored sparse", "pack it again without --sparse")
+    if kind in _LINKS:
+        raise _fail(path, offset, f"{name!r} is a link", "pack it again with --dereference --hard-dereference")
+
+
+def members(fd: int, path: str) -> Iterator[Member]:
+    """Every regular file of the open tar, in order.
+
+    Args:
+        fd: The open tar.
+        path: Its path, for messages.
+
+    Yields:
+        The files; folders and devices are passed over.
+
+    Raises:
+        ShardError: If the tar is compressed, cut short, damaged, or holds links or sparse files.
+    """
+    _refuse_compressed(fd, path)
+    total = os.fstat(fd).st_size
+    offset = start = 0
+    long_name = b""
+    always: dict[bytes, bytes] = {}  # PAX records of every file to come
+    once: dict[bytes, bytes] = {}  # of the next file alone
+    while (header := _read_header(fd, path, offset)) is not None:
+        kind, data = header[156:157], offset + BLOCK
+        pax = {} if kind in _EXTENSIONS else {**always, **once}
+        try:
+            size = int(pax[b"size"]) if b"size" in pax else _number(header[124:136])
+            size = 0 if kind in _WITHOUT_DATA else size
+            if size < 0 or data + size > total:
+                what = f"a member of {size} bytes runs past the end of the file ({total} bytes)"
+                raise _fail(path, offset, what, "it was cut short: fetch or pack it again")
+            if kind == b"L":
+                long_name = _extension(fd, path, data, size).rstrip(b"\0")
+            elif kind in (b"x", b"X"):
+                once = _pax(_extension(fd, path, data, size))
+            elif kind == b"g":
+                always |= _pax(_extension(fd, path, data, size))
+        except ShardError:
+            raise
+        except ValueError as error:
+            raise _fail(path, offset, f"a damaged header ({error})", "fetch or pack the shard again") from error
+        offset = data + (size + BLOCK - 1) // BLOCK * BLOCK
+        if kind in _EXTENSIONS:
+            continue
+        name = long_name or pax.get(b"path") or _name(header)
+        _refuse_unreadable(kind, name, pax, path, start)
+        if kind in _REGULAR and not name.endswith(b"/"):
+            yield Member(name, start, data, size)
+        start, long_name, once = offset, b"", {}

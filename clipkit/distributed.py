@@ -1,0 +1,175 @@
+"""Ranks and their collectives: the only importer of ``torch.distributed``.
+
+Every function also works in one process without a process group, where there is one rank, 0. Shapes: B_r rows on rank
+r, any trailing dimensions. Nothing here pickles: objects travel as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+def is_initialized() -> bool:
+    """Whether a process group exists."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together, 1 without a process group."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def launched() -> bool:
+    """Whether torchrun (or a launcher that sets its variables) started this process."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def launcher_world() -> tuple[int, int]:
+    """Ranks a node and nodes that the launcher set, ``(1, 1)`` without one."""
+    if not launched():
+        return 1, 1
+    world = int(os.environ["WORLD_SIZE"])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    return local, max(1, world // local)
+
+
+def launcher_rank() -> int:
+    """This process's rank as the launcher set it, known before a process group exists."""
+    return int(os.environ.get("RANK", "0")) if launched() else 0
+
+
+def init(world: int, *, gpu: bool) -> None:
+    """Make the process group that the launcher's variables describe, before anything needs to agree; nothing to do for one rank."""
+    if world == 1 or is_initialized():
+        return
+    if gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if gpu else "gloo")
+
+
+def on_rank_0(action: Callable[[], None]) -> None:
+    """Run ``action`` on rank 0; a ``ValueError`` of it is raised on every rank."""
+    message = ""
+    if rank() == 0:
+        try:
+            action()
+        except ValueError as error:
+            message = str(error)
+            if world_size() == 1:
+                raise
+    message = gather_json(message)[0]
+    if message:
+        raise ValueError(message)
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_(x: Tensor, op: Literal["sum", "max", "min"] = "sum") -> Tensor:
+    """Reduce ``x`` over ranks in place and return it."""
+    if world_size() > 1:
+        dist.all_reduce(x, op=_REDUCE[op])
+    return x
+
+
+def broadcast_int(value: int, src: int = 0) -> int:
+    """The value that rank ``src`` passed, on every rank."""
+    if world_size() == 1:
+        return value
+    x = torch.tensor([value], dtype=torch.int64, device=_device())
+    dist.broadcast(x, src=src)
+    return int(x.item())
+
+
+def gather_sizes(rows: int, device: torch.device | None = None) -> list[int]:
+    """How many rows each rank has, in rank order."""
+    if world_size() == 1:
+        return [rows]
+    mine = torch.tensor([rows], dtype=torch.int64, device=device or _device())
+    sizes = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(sizes, mine)
+    return [int(size) for size in torch.cat(sizes).tolist()]
+
+
+def all_gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows of all ranks in rank order, without a gradient.
+
+    Args:
+        x: This rank's rows (B_r, ...), contiguous or not.
+        sizes: Rows of each rank, as ``gather_sizes`` returns them.
+
+    Returns:
+        (sum of sizes, ...).
+    """
+    if world_size() == 1:
+        return x
+    longest = max(sizes)
+    if len(set(sizes)) == 1:
+        out = x.new_empty((longest * len(sizes), *x.shape[1:]))
+        dist.all_gather_into_tensor(out, x.contiguous())
+        return out
+    padded = x.new_zeros((longest, *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def all_gather_variable(x: Tensor) -> list[Tensor]:
+    """Each rank's rows (B_r, ...), which may differ in number, without a gradient."""
+    sizes = gather_sizes(len(x), x.device)
+    return list(torch.split(all_gather_rows(x, sizes), sizes))
+
+
+def reduce_scatter_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum ``x`` (sum of sizes, ...) over ranks and keep this rank's rows (B_r, ...)."""
+    if world_size() == 1:
+        return x
+    if dist.get_backend() == "nccl" and len(set(sizes)) == 1:
+        out = x.new_empty((sizes[0], *x.shape[1:]))
+        dist.reduce_scatter_tensor(out, x.contiguous())
+        return out
+    dist.all_reduce(x)  # gloo has no reduce-scatter
+    return torch.split(x, list(sizes))[rank()]
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Each rank's JSON-able value, in rank order (JSON, not pickle: a peer may be compromised)."""
+    if world_size() == 1:
+        return [value]
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(_device())
+    return [json.loads(bytes(part.cpu().tolist()).decode()) for part in all_gather_variable(payload)]
+
+
+def cpu_group() -> Any:
+    """A gloo group over all ranks for flags that must not make a GPU wait; None in one process."""
+    if world_size() == 1:
+        return None
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def all_reduce_max_async(x: Tensor, group: Any) -> Any:
+    """Start a maximum over ranks of a CPU tensor in place; returns a handle with ``wait()`` or None."""
+    return dist.all_reduce(x, op=dist.ReduceOp.MAX, group=group, async_op=True) if group is not None else None
+
+
+def _device() -> torch.device:
+    nccl = is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

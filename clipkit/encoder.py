@@ -1,0 +1,172 @@
+"""A trained image and text tower with all they need to take raw images and texts.
+
+Shapes: N images, M texts, D embedding width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from clipkit.data.images import image_tensor
+from clipkit.data.transforms import Preprocess
+from clipkit.towers.base import Tokenize
+from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, open_clip_state_dict
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Where an encoder comes from and how open_clip writes it down."""
+
+    model: str
+    """What the user called it: a name, a run, a folder."""
+    pretrained: str | None
+    """The tag, file or step of its weights; None for random weights."""
+    config: dict[str, Any] = field(repr=False)
+    """open_clip's ``model_cfg``."""
+    preprocess: dict[str, Any] = field(repr=False)
+    """open_clip's preprocessing: size, mean, std, interpolation, resize_mode, fill_color."""
+
+
+class Encoder:
+    """Raw images and texts to unit-norm embeddings.
+
+    Args:
+        image: The image tower.
+        text: The text tower.
+        tokenize: Texts to tokens.
+        log_scale: Logarithm of the inverse temperature.
+        bias: Bias of the logits, or None.
+        info: Where it comes from.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: ImageTower,
+        text: TextTower,
+        tokenize: Tokenize,
+        log_scale: float,
+        bias: float | None,
+        info: EncoderInfo,
+    ) -> None:
+        self.image = image
+        self.text = text
+        self.tokenize = tokenize
+        self.log_scale = log_scale
+        self.logit_bias = bias
+        self.info = info
+        self.preprocess = preprocess_of(info.preprocess)
+
+    @classmethod
+    def from_pair(cls, pair: OpenClipPair, *, model: str, pretrained: str | None) -> Encoder:
+        """The encoder of an open_clip pair."""
+        info = EncoderInfo(model=model, pretrained=pretrained, config=pair.config, preprocess=pair.preprocess)
+        return cls(
+            image=pair.image,
+            text=pair.text,
+            tokenize=pair.tokenize,
+            log_scale=pair.log_scale,
+            bias=pair.bias,
+            info=info,
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """The inverse temperature, exponentiated: logits are ``logit_scale * cosine + logit_bias``."""
+        return float(torch.tensor(self.log_scale, dtype=torch.float64).exp())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return next(self.image.parameters()).device
+
+    def to(self, device: str | torch.device) -> Encoder:
+        """Move the towers and return this encoder."""
+        self.image.to(device)
+        self.text.to(device)
+        return self
+
+    def encode_image(self, images: Sequence[Image.Image | Tensor], *, batch_size: int = 64) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: PIL images, or uint8 tensors (3, H, W) of any size.
+            batch_size: Images of one forward.
+
+        Returns:
+            (N, D) float32, unit norm, on the CPU.
+        """
+        return self._encode(self.image, images, self.prepare, batch_size)
+
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
+        """Embed texts; one longer than the context is cut, as open_clip cuts it.
+
+        Args:
+            texts: The texts; a single string is refused.
+            batch_size: Texts of one forward.
+
+        Returns:
+            (M, D) float32, unit norm, on the CPU.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"encode_text takes a list of texts, got the string {texts!r}; write [{texts!r}]")
+        return self._encode(self.text, texts, self._tokens, batch_size)
+
+    def similarity(self, image: Tensor, text: Tensor) -> Tensor:
+        """Cosines (N, M) of unit-norm embeddings (N, D) and (M, D)."""
+        return image @ text.T
+
+    def prepare(self, images: Sequence[Image.Image | Tensor]) -> Tensor:
+        """Images as the tower takes them: uint8 (N, 3, H, W) after the model's own resizing."""
+        return torch.stack([self.preprocess(x if isinstance(x, Tensor) else image_tensor(x)) for x in images])
+
+    def state_dict_open_clip(self) -> dict[str, Tensor]:
+        """Weights under the keys of open_clip's own class for ``info.config``, on the CPU."""
+        state = open_clip_state_dict(self.info.config, self.image, self.text, self.log_scale, self.logit_bias)
+        return {key: value.detach().cpu().contiguous() for key, value in state.items()}
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenize(list(texts))
+        lengths = self.text.lengths(tokens)
+        return tokens if lengths is None else tokens[:, : max(lengths)]
+
+    @torch.no_grad()
+    def _encode(self, tower: nn.Module, items: Sequence[Any], prepare: Any, batch_size: int) -> Tensor:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        parts = []
+        with _evaluating(tower):
+            for start in range(0, len(items), batch_size):
+                x = prepare(items[start : start + batch_size]).to(self.device)
+                parts.append(tower(x).pooled.float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, int(self.info.config["embed_dim"]))
+
+
+def preprocess_of(config: dict[str, Any]) -> Preprocess:
+    """The resizing that an open_clip preprocessing configuration describes."""
+    size = config["size"]
+    return Preprocess(
+        size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
+        resize_mode=config["resize_mode"],
+        interpolation=config["interpolation"],
+        fill=config.get("fill_color", 0),
+    )
+
+
+@contextlib.contextmanager
+def _evaluating(tower: nn.Module) -> Iterator[None]:
+    """The tower in evaluation mode, each module back in its own mode after."""
+    modes = [(module, module.training) for module in tower.modules()]
+    tower.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

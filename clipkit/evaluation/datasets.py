@@ -1,0 +1,88 @@
+"""Open whatever the user calls DATA: shards, class folders, images with captions beside them, a CSV."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from clipkit.evaluation.folders import has_captions_beside, open_caption_folder, open_class_folders, open_csv
+from clipkit.evaluation.samples import ClassificationSet, RetrievalSet, check_templates
+from clipkit.evaluation.shards import find_layout, open_classification_shards, open_retrieval_shards
+
+_log = logging.getLogger(__name__)
+_CSV = (".csv", ".tsv")
+
+
+def open_classification(
+    data: str | Path, *, classnames: Sequence[str] | None = None, templates: Sequence[str] | None = None
+) -> ClassificationSet:
+    """Open a set for zero-shot classification: CLIP_benchmark's shards or class folders.
+
+    Args:
+        data: The folder.
+        classnames: Names of the classes, instead of the set's.
+        templates: Prompts with ``{c}``, instead of the set's.
+
+    Raises:
+        ValueError: If it cannot be used as it is, with place and cure.
+    """
+    path = _existing(data)
+    if isinstance(classnames, str):
+        raise ValueError(f"classnames are a list of names, got the text {classnames!r}; write [{classnames!r}]")
+    given = None if templates is None else check_templates(templates, "templates")
+    if path.is_file():
+        raise ValueError(
+            f"{path}: a file; zero-shot takes a folder of CLASS/image folders or of CLIP_benchmark's shards"
+        )
+    if layout := find_layout(path):
+        found = open_classification_shards(layout, classnames=classnames, templates=given)
+    else:
+        found = replace(open_class_folders(path, classnames=classnames), templates=given)
+    twice = [name for name, count in Counter(found.classnames).items() if count > 1]
+    if twice:
+        text = "%s: %d class names occur twice (%r): they tie, so every sample of those classes counts as wrong"
+        _log.warning(text, path, len(twice), twice[0])
+    return found
+
+
+def open_retrieval(data: str | Path) -> RetrievalSet:
+    """Open a set for retrieval: CLIP_benchmark's shards, images with captions beside them, or a CSV.
+
+    Args:
+        data: The folder or the CSV.
+
+    Raises:
+        ValueError: If it cannot be used as it is, with place and cure.
+    """
+    path = _existing(data)
+    if path.is_file():
+        if path.suffix.lower() not in _CSV:
+            raise ValueError(f"{path}: a file that is no {' or '.join(_CSV)}; retrieval takes a folder or a CSV")
+        return open_csv(path)
+    layout = find_layout(path)
+    return open_retrieval_shards(layout) if layout else open_caption_folder(path)
+
+
+def task_of(data: str | Path) -> Literal["zero_shot", "retrieval"]:
+    """The task that a set is made for, where the user names none.
+
+    Raises:
+        ValueError: If there is no such set, or its type is unknown.
+    """
+    path = _existing(data)
+    if path.is_file():
+        return "retrieval"
+    if layout := find_layout(path):
+        return "retrieval" if layout.kind == "retrieval" else "zero_shot"
+    return "retrieval" if has_captions_beside(path) else "zero_shot"
+
+
+def _existing(data: str | Path) -> Path:
+    path = Path(data).expanduser()
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; check the path of the evaluation set")
+    return path.resolve()

@@ -1,0 +1,106 @@
+"""Several ranks: how many a run has, and starting them.
+
+Ranks are fresh ``python -m clipkit fit RESOLVED.yaml`` processes under ``torch.distributed.run``: Lightning would run the caller's own
+``sys.argv`` again on each rank. They leave word of how the run ended in a file, because torchrun turns every exit code into 1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from clipkit import distributed
+from clipkit.config import RunConfig, write_config
+
+OUTCOME = "CLIPKIT_OUTCOME"
+"""Names the file in which ranks that we started leave the exit code and the last words."""
+
+
+def ranks_wanted(config: RunConfig, devices_here: int) -> tuple[int, int]:
+    """Ranks a node and nodes of the run.
+
+    Args:
+        config: The run's configuration.
+        devices_here: GPUs of this machine, or 1 on CPU: what ``auto`` means without a launcher.
+
+    Raises:
+        ValueError: If a launcher started another number than the user set.
+    """
+    devices, nodes = config.trainer.devices, config.trainer.nodes
+    if not distributed.launched():
+        if nodes > 1:
+            raise ValueError(
+                f"trainer.nodes={nodes} needs a launcher on each node: torchrun --nnodes {nodes} --nproc-per-node N "
+                "--rdzv-backend c10d --rdzv-endpoint HOST:PORT -m clipkit fit CONFIG"
+            )
+        return (devices_here if devices == "auto" else int(devices)), 1
+    local, launched_nodes = distributed.launcher_world()
+    if devices != "auto" and int(devices) != local:
+        raise ValueError(
+            f"the launcher started {local} ranks a node, but trainer.devices={devices}; leave trainer.devices out (auto) or make them agree"
+        )
+    if nodes not in (1, launched_nodes):
+        raise ValueError(
+            f"the launcher has {launched_nodes} nodes, but trainer.nodes={nodes}; leave it out or make them agree"
+        )
+    return local, launched_nodes
+
+
+def start_ranks(config: RunConfig, *, ranks: int, resume: str) -> tuple[int, str]:
+    """Run ``config`` on ``ranks`` fresh processes of this machine and wait for them.
+
+    SIGTERM, SIGUSR1 and the first Ctrl-C are passed on as a request to stop; a second Ctrl-C ends all at once.
+
+    Returns:
+        The exit code as DESIGN defines it, and the last words of rank 0 (empty where there are none).
+    """
+    with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
+        resolved, outcome = Path(folder) / "run.yaml", Path(folder) / "outcome.json"
+        write_config(config, resolved)
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        command += ["-m", "clipkit", "fit", str(resolved), "--resume", resume]
+        environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+        with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+            code = _wait(process)
+        if outcome.is_file():
+            told = json.loads(outcome.read_text())
+            return int(told["code"]), str(told["message"])
+        return (code if code in (0, 130) else 1), ""
+
+
+def leave_word(code: int, message: str) -> bool:
+    """On a rank that ``start_ranks`` started, leave the outcome for it; says whether this is such a rank."""
+    path = os.environ.get(OUTCOME)
+    if path is None or not distributed.launched():
+        return False
+    if distributed.launcher_rank() == 0 or (code != 0 and not Path(path).exists()):
+        Path(path).write_text(json.dumps({"code": code, "message": message}))
+    return True
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    interrupts = 0
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
+        interrupts += number == signal.SIGINT
+        if interrupts > 1:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGTERM)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    previous = {number: signal.signal(number, forward) for number in numbers}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 130 if interrupts > 1 else code

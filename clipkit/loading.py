@@ -1,0 +1,115 @@
+"""MODEL, everywhere the same: a run, a checkpoint, an exported folder, an open_clip file, name or hub repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
+from clipkit.encoder import Encoder
+from clipkit.towers.open_clip import CONFIG_FILE, OpenClipPair, build_pair, pair_from_config
+
+IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
+
+
+def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
+    """Load an encoder.
+
+    Args:
+        model: What DESIGN calls MODEL: a run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a
+            JSON configuration, an open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
+
+    Returns:
+        The encoder, and what the user must hear about how it was found.
+
+    Raises:
+        ValueError: If nothing of that name can be loaded; the message says what was looked for.
+    """
+    name, pretrained = split_model(str(model))
+    pair, source, notes = load_pair(name, pretrained)
+    return Encoder.from_pair(pair, model=str(model), pretrained=source), notes
+
+
+def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | None, list[str]]:
+    """The towers of a MODEL, where their weights come from (None: random), and notes for the user."""
+    path = Path(name)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.suffix in (".pt", ".safetensors"):
+        pair = build_pair(_architecture_beside(path), str(path))
+        return pair, str(path), []
+    pair = build_pair(name, pretrained)
+    if pretrained is not None or name.startswith("hf-hub:"):
+        return pair, pretrained or name, []
+    return pair, None, [f"{name} has random weights; name a tag (NAME:TAG) for trained ones"]
+
+
+def split_model(text: str) -> tuple[str, str | None]:
+    """``NAME:TAG`` as its two parts; paths and hub repositories have one.
+
+    Example:
+        >>> split_model("ViT-B-32:laion2b_s34b_b79k"), split_model("hf-hub:org/repo")
+        (('ViT-B-32', 'laion2b_s34b_b79k'), ('hf-hub:org/repo', None))
+    """
+    if text.startswith("hf-hub:") or Path(text).exists() or ":" not in text:
+        return text, None
+    name, tag = text.split(":", 1)
+    return name, tag
+
+
+def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
+    if (path / CONFIG_FILE).is_file():
+        return build_pair(str(path)), str(path), []
+    if (path / MANIFEST).is_file() or (path / INFO).is_file():
+        return _from_checkpoint(path), path.name, []
+    if (path / "checkpoints").is_dir():
+        found, passed_over = newest(path / "checkpoints")
+        notes = [f"warning: passed over the checkpoint {line}" for line in passed_over]
+        if found is None:
+            detail = f"; passed over: {'; '.join(passed_over)}" if passed_over else ""
+            raise ValueError(f"the run {path} has no checkpoint that verifies{detail}")
+        return _from_checkpoint(found), found.name, notes
+    raise ValueError(
+        f"{path} is no model: it holds neither checkpoints/ (a run), {MANIFEST} (a checkpoint) nor {CONFIG_FILE} (an exported folder)"
+    )
+
+
+def _from_checkpoint(folder: Path) -> OpenClipPair:
+    stored = read_checkpoint(folder, with_state=False)
+    model: dict[str, Any] = stored.info["model"]
+    pair = pair_from_config(model["config"], preprocess=model["preprocess"])
+    _load(pair.image, stored.model, IMAGE_KEYS, folder)
+    _load(pair.text, stored.model, TEXT_KEYS, folder)
+    bias = stored.model.get(f"{SCALE_KEYS}bias")
+    return OpenClipPair(
+        image=pair.image,
+        text=pair.text,
+        tokenize=pair.tokenize,
+        preprocess=pair.preprocess,
+        config=pair.config,
+        log_scale=float(stored.model[f"{SCALE_KEYS}log_scale"]),
+        bias=None if bias is None else float(bias),
+    )
+
+
+def _load(tower: nn.Module, weights: dict[str, Tensor], prefix: str, place: Path) -> None:
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    try:
+        tower.load_state_dict(own, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{place} does not hold the weights of its own configuration: {error}") from error
+
+
+def _architecture_beside(path: Path) -> str:
+    """The model name that open_clip's trainer left in ``params.txt`` of the run that wrote ``path``."""
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist")
+    for folder in (path.parent, path.parent.parent):
+        params = folder / "params.txt"
+        if params.is_file():
+            for line in params.read_text().splitlines():
+                if line.startswith("model: "):
+                    return line.removeprefix("model: ").strip()
+    raise ValueError(f"{path} does not say which architecture it holds; write NAME:{path} with the open_clip name")

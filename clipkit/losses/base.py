@@ -1,0 +1,36 @@
+"""What a loss is: the features of this rank's samples in, one scalar out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+
+class Embedded(Protocol):
+    """Features of a field, as a tower gives them; losses read no more than this of a tower."""
+
+    @property
+    def pooled(self) -> Tensor:
+        """Unit-norm embeddings (B, D)."""
+
+
+class Loss(nn.Module):
+    """Features of a step to a scalar; subclasses implement ``forward``.
+
+    A loss gathers over ranks by itself. What it returns is averaged over ranks, by DDP for the gradients and by the logger for the value:
+    that average is the loss of the global batch, at any number of ranks and any split of the batch between them.
+    """
+
+    def forward(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            features: Field name to its features (``pooled`` (B, D), unit norm).
+            batch: The batch that they were made from: ``id`` (B,), ``content`` and what else the loss declares.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError

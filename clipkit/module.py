@@ -1,0 +1,102 @@
+"""The training step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from clipkit import distributed
+from clipkit.losses.base import Loss
+from clipkit.optim import Optim
+from clipkit.towers.scale import LogitScale
+from clipkit.towers.towers import Towers
+
+Batch = dict[str, Any]
+
+
+class CLIPModule(LightningModule):
+    """Towers pulled together by weighted losses.
+
+    Args:
+        towers: One tower a field.
+        losses: Losses by name; each gathers over ranks by itself.
+        weights: Weight of each loss in the total.
+        scales: The temperature of each pair of fields, by the pair's name (``image_text``).
+        optim: Optimiser and schedule.
+        seed: Seeds dropout and the like, anew at each step from (seed, position, rank), so that no generator's state needs saving.
+    """
+
+    def __init__(
+        self,
+        *,
+        towers: Towers,
+        losses: Mapping[str, Loss],
+        weights: Mapping[str, float],
+        scales: Mapping[str, LogitScale],
+        optim: Optim,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.towers = towers
+        self.losses = nn.ModuleDict(dict(losses))
+        self.weights = dict(weights)
+        self.scales = nn.ModuleDict(dict(scales))
+        self.optim = optim
+        self.seed = seed
+        self.parts: dict[str, Tensor] = {}
+        """Each loss of the last step on this rank, detached."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step: each tower once, each loss once."""
+        features = self.towers(batch)
+        parts = {name: loss(features, batch) for name, loss in self.losses.items()}
+        return self.total(parts)
+
+    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of the losses; remembers them, detached, for the logger."""
+        total = torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()
+        self.parts = {name: part.detach() for name, part in parts.items()} | {"total": total.detach()}
+        return total
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Read the text lengths while tokens are on the CPU, so that no step waits for a GPU to tell them."""
+        return batch | {"lengths": self.towers.lengths(batch)}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move tensors; keys, positions and records stay."""
+        return {name: _moved(value, device) for name, value in batch.items()}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw this step's dropout masks from (seed, position, rank) alone."""
+        torch.manual_seed(step_seed(self.seed, int(batch["position"]), distributed.rank()))
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        """AdamW and its schedule; the scales are clamped right after each step, before anything reads or saves them."""
+        optimizer, schedule = self.optim.build(self.named_parameters())
+        optimizer.register_step_post_hook(lambda *_: self.clamp_scales())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def clamp_scales(self) -> None:
+        """Keep each scale in [1, 100]."""
+        for scale in self.scales.values():
+            assert isinstance(scale, LogitScale)
+            scale.clamp_()
+
+
+def step_seed(seed: int, position: int, rank: int) -> int:
+    """A 64-bit seed of a step, different for neighbouring seeds, positions and ranks (SplitMix64's finaliser)."""
+    mask = (1 << 64) - 1
+    x = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return {name: _moved(item, device) for name, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,131 @@
+"""The run folder: what it holds, when a run may go on in it, and how a run ended."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from clipkit.checkpoint import INFO, newest, steps
+from clipkit.config import RunConfig, describe_difference, load_config, write_config
+
+CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environment.json", "stopped.json"
+MAY_CHANGE = (
+    "run",
+    "data.workers",
+    "data.cache",
+    "data.trace",
+    "trainer.devices",
+    "trainer.nodes",
+    "checkpoint.",
+    "evaluate.every",
+    "logging.",
+)
+"""Keys that do not decide what is computed; a run may go on with others."""
+
+
+def prepare(folder: Path, config: RunConfig, *, fresh: bool) -> None:
+    """Make the run folder, or check that the run in it is this one; then write down the configuration.
+
+    Args:
+        folder: The run folder.
+        config: This run's configuration.
+        fresh: Whether the user asked for a new run (``--resume never``).
+
+    Raises:
+        ValueError: If another configuration's run stands there, named key by key, or something that is no run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the run folder {folder} is a file; name another with run=DIR")
+    stored = folder / CONFIG
+    if stored.is_file():
+        different = [
+            line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)
+        ]
+        if different:
+            listed = "\n  ".join(different)
+            raise ValueError(
+                f"{folder} holds a run of another configuration; nothing was changed there. What differs (there -> here):\n  {listed}\n"
+                "Name another folder with run=DIR, or go on with the configuration that stands there: "
+                f"clipkit fit {stored}"
+            )
+        if fresh and steps(folder / "checkpoints"):
+            raise ValueError(
+                f"{folder} holds a run already and --resume never would overwrite it; name another folder with run=DIR"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, stored)
+    (folder / COMMAND).write_text(shlex.join(sys.argv) + "\n")
+    (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
+    (folder / STOPPED).unlink(missing_ok=True)
+
+
+def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and a line on each newer one that was passed over.
+
+    Args:
+        folder: The run folder.
+        resume: ``auto``, ``never``, or a checkpoint folder.
+    """
+    if resume == "never":
+        return None, []
+    if resume == "auto":
+        return newest(folder / "checkpoints")
+    chosen = Path(resume)
+    if not (chosen / INFO).is_file():
+        raise ValueError(
+            f"--resume {resume}: no checkpoint there ({INFO} is missing); give auto, never or RUN/checkpoints/STEP"
+        )
+    return chosen, []
+
+
+def finished_step(checkpoint: Path | None) -> tuple[int, int]:
+    """Step of a checkpoint and steps of its run, (0, -1) without one."""
+    if checkpoint is None:
+        return 0, -1
+    info = json.loads((checkpoint / INFO).read_text())
+    return int(info["step"]), int(info["steps"])
+
+
+def write_stopped(folder: Path, **fields: Any) -> None:
+    """Leave word of why the run stopped."""
+    (folder / STOPPED).write_text(json.dumps(fields) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and platform of this process."""
+    names = (
+        "torch",
+        "torchvision",
+        "lightning",
+        "open_clip_torch",
+        "timm",
+        "webdataset",
+        "numpy",
+        "pillow",
+        "pydantic",
+    )
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in names},
+        "clipkit": _version("clipkit-train"),
+    }
+
+
+def default_folder(config_path: str | Path) -> Path:
+    """``runs/CONFIG_STEM``."""
+    return Path("runs") / Path(config_path).stem
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

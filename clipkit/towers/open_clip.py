@@ -1,0 +1,285 @@
+"""Architectures and weights of open_clip: the one file that knows its code (3.3.x).
+
+Every model is built with its text tower as a module of its own (``CustomTextCLIP``), whatever its configuration says, so that towers are two
+modules and nothing else; ``open_clip_state_dict`` gives back the keys of open_clip's own class.
+
+open_clip 3.3's text transformer takes no sequence shorter than its context (its causal mask is not cut), so ``TextTower`` runs it itself. For a
+causal mask with pooling at the end of text that is exact: what follows that token cannot reach it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.towers.base import Features, Tokenize, Tower, unit
+
+CONFIG_FILE = "open_clip_config.json"
+_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+
+
+class ImageTower(Tower):
+    """An open_clip vision model behind its normalisation.
+
+    Args:
+        model: open_clip's ``visual``: float images (B, 3, H, W), normalised, to embeddings (B, D).
+        mean: Mean of each channel of an image in [0, 1].
+        std: Standard deviation of each channel.
+    """
+
+    def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Images uint8 (B, 3, H, W) as the floats that the model was made for."""
+        dtype = next(self.model.parameters()).dtype
+        return ((x.float() - self.mean.float()) / self.std.float()).to(dtype)
+
+    def forward(self, x: Tensor) -> Features:
+        """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
+        out = self.model(self.normalise(x) if x.dtype == torch.uint8 else x)
+        return Features(unit(out[0] if isinstance(out, tuple) else out))
+
+
+class TextTower(Tower):
+    """An open_clip text model that takes tokens of any length up to its context.
+
+    Args:
+        model: open_clip's ``TextTransformer`` or ``HFTextEncoder``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.pooling = _trimmable(model)
+
+    def lengths(self, x: Tensor) -> list[int] | None:
+        """Tokens up to the one that is pooled, or None where pooling depends on padding (SigLIP) or on an added token (CoCa)."""
+        model: Any = self.model
+        if self.pooling is None:
+            return None
+        if self.pooling == "argmax":
+            last = x.argmax(dim=1)
+        elif self.pooling == "eos":
+            last = (x == model.eos_id).int().argmax(dim=1)
+        else:  # a padding mask: everything that is no padding counts
+            positions = torch.arange(x.shape[1], device=x.device)
+            last = ((x != model.config.pad_token_id) * positions).amax(dim=1)
+        return (last + 1).tolist()
+
+    def forward(self, x: Tensor) -> Features:
+        """Encode tokens int64 (B, L), L at most the context length."""
+        full = x.shape[1] == getattr(self.model, "context_length", None)
+        if self.pooling in (None, "mask") or full:
+            out = self.model(x)
+            return Features(unit(out[0] if isinstance(out, tuple) else out))
+        return Features(unit(self._short(x)))
+
+    def _short(self, tokens: Tensor) -> Tensor:
+        from open_clip.transformer import text_global_pool
+
+        model: Any = self.model
+        length = tokens.shape[1]
+        dtype = model.transformer.get_cast_dtype()
+        x = model.token_embedding(tokens).to(dtype) + model.positional_embedding[:length].to(dtype)
+        x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
+        pooled = text_global_pool(x, tokens, pool_type=model.pool_type, eos_token_id=model.eos_id)
+        projection = model.text_projection
+        if projection is None:
+            return pooled  # type: ignore[no-any-return]
+        return projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class OpenClipPair:
+    """The two towers of one open_clip configuration and all that goes with them."""
+
+    image: ImageTower
+    text: TextTower
+    tokenize: Tokenize
+    preprocess: dict[str, Any]
+    """open_clip's preprocessing: size, mode, mean, std, interpolation, resize_mode, fill_color."""
+    config: dict[str, Any]
+    """open_clip's ``model_cfg``, as ``open_clip_config.json`` holds it."""
+    log_scale: float
+    """Logarithm of the inverse temperature."""
+    bias: float | None
+    """Bias of the logits, where the model has one (SigLIP)."""
+
+
+def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
+    """Build the towers of an open_clip model.
+
+    Args:
+        name: An open_clip name (``ViT-B-32``), a JSON file that holds an open_clip model configuration, a folder with
+            ``open_clip_config.json``, or ``hf-hub:org/repo``.
+        pretrained: A tag of that model or a file of weights; None for random weights (folders and hubs bring their own).
+
+    Raises:
+        ValueError: If there is no such model, tag or file, or the configuration is not one of two towers.
+    """
+    path = Path(name)
+    if path.suffix == ".json":
+        return pair_from_config(_read_config_file(path), weights=pretrained)
+    if (path / CONFIG_FILE).is_file():
+        stored = json.loads((path / CONFIG_FILE).read_text())
+        return _create(f"local-dir:{path}", None, stored["model_cfg"])
+    if name.startswith("hf-hub:"):
+        from open_clip.factory import _get_hf_config
+
+        return _create(name, None, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"])
+    import open_clip
+
+    config = open_clip.get_model_config(name.replace("/", "-"))
+    if config is None:
+        raise ValueError(_unknown_model(name, open_clip.list_models()))
+    return _create(name, pretrained, config)
+
+
+def pair_from_config(
+    config: Mapping[str, Any], *, preprocess: Mapping[str, Any] | None = None, weights: str | None = None
+) -> OpenClipPair:
+    """Build the towers of an open_clip ``model_cfg``, with random weights unless a file of them is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        stored = {"model_cfg": dict(config), "preprocess_cfg": dict(preprocess or {})}
+        (Path(folder) / CONFIG_FILE).write_text(json.dumps(stored))
+        pair = _create(f"local-dir:{folder}", None, dict(config))
+    if weights is not None:
+        state = _read_weights(weights)
+        load_open_clip_state_dict(pair, state, place=weights)
+        scale, bias = state.get("logit_scale"), state.get("logit_bias")
+        log_scale = pair.log_scale if scale is None else float(scale)
+        pair = OpenClipPair(
+            pair.image,
+            pair.text,
+            pair.tokenize,
+            pair.preprocess,
+            pair.config,
+            log_scale,
+            None if bias is None else float(bias),
+        )
+    return pair
+
+
+def open_clip_state_dict(
+    config: Mapping[str, Any], image: ImageTower, text: TextTower, log_scale: float, bias: float | None
+) -> dict[str, Tensor]:
+    """The towers' weights under the keys that open_clip's own class has for ``config``."""
+    separate = bool(config.get("custom_text")) or "hf_model_name" in config.get("text_cfg", {})
+    state = {f"visual.{key}": value for key, value in image.model.state_dict().items()}
+    state |= {f"text.{key}" if separate else key: value for key, value in text.model.state_dict().items()}
+    state["logit_scale"] = torch.tensor(log_scale)
+    if bias is not None:
+        state["logit_bias"] = torch.tensor(bias)
+    return state
+
+
+def load_open_clip_state_dict(pair: OpenClipPair, state: Mapping[str, Tensor], *, place: str) -> None:
+    """Load weights under open_clip's keys into a pair's towers.
+
+    Raises:
+        ValueError: If keys are missing, unknown or of another shape.
+    """
+    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    text = {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
+    text |= {key: value for key, value in state.items() if key.startswith(_TEXT_KEYS)}
+    for tower, weights in ((pair.image.model, image), (pair.text.model, text)):
+        try:
+            tower.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise ValueError(f"{place} does not hold weights of this model configuration: {error}") from error
+
+
+def _create(name: str, pretrained: str | None, config: dict[str, Any]) -> OpenClipPair:
+    import open_clip
+
+    if "multimodal_cfg" in config:
+        raise ValueError(f"{name} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
+    try:
+        with _quiet():
+            model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
+            tokenize = open_clip.get_tokenizer(name)
+    except (RuntimeError, FileNotFoundError, TypeError) as error:
+        raise ValueError(f"cannot build the model {name!r} (pretrained: {pretrained}): {error}") from error
+    preprocess = open_clip.get_model_preprocess_cfg(model)
+    image = ImageTower(model.visual, tuple(preprocess["mean"]), tuple(preprocess["std"]))
+    learned_bias = None if model.logit_bias is None else float(model.logit_bias.detach())
+    return OpenClipPair(
+        image, TextTower(model.text), tokenize, preprocess, config, float(model.logit_scale.detach()), learned_bias
+    )
+
+
+def _trimmable(model: nn.Module) -> str | None:
+    """How the end of a text is found where cutting after it is exact, else None."""
+    if type(model).__name__ == "HFTextEncoder":
+        return "mask"
+    causal = getattr(model, "attn_mask", None) is not None
+    pool = getattr(model, "pool_type", None)
+    plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
+    return pool if plain and pool in ("argmax", "eos") else None
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist; give an open_clip name, a JSON model configuration, a run or an exported folder"
+        )
+    try:
+        config = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    config = config.get("model_cfg", config) if isinstance(config, dict) else {}
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    if missing:
+        raise ValueError(f"{path} is no open_clip model configuration: {', '.join(sorted(missing))} missing")
+    return dict(config)
+
+
+def _read_weights(path: str) -> dict[str, Tensor]:
+    """Weights of a safetensors or ``.pt`` file, without the prefixes that DDP and compile leave."""
+    if not Path(path).is_file():
+        raise ValueError(f"the file of weights {path} does not exist")
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    stored = torch.load(path, map_location="cpu", weights_only=True)
+    state = stored.get("state_dict", stored)
+    return {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
+
+
+def _unknown_model(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}? " if near else ""
+    return (
+        f"no model is called {name!r}: {hint}It may be an open_clip name ({len(known)} known, see open_clip.list_models()), NAME:TAG, "
+        "a JSON file of an open_clip configuration, a run, a checkpoint or an exported folder, or hf-hub:org/repo"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without open_clip's warnings that weights are random: the caller says what was loaded."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,105 @@
+"""All towers of a model: each field once, whole or in micro-batches.
+
+With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice: activations of one slice live at a time, and the
+gradient is that of the whole batch, because there is still one loss and one backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from clipkit.towers.base import Features, Tower
+
+
+class Towers(nn.Module):
+    """The towers by field.
+
+    Args:
+        towers: Field name to tower.
+        micro_batch: Samples of a tower's forward, or None for the whole batch at once.
+    """
+
+    def __init__(self, towers: Mapping[str, Tower], micro_batch: int | None = None) -> None:
+        super().__init__()
+        if micro_batch is not None and micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
+        self.by_field = nn.ModuleDict(dict(towers))
+        self.micro_batch = micro_batch
+
+    def __getitem__(self, field: str) -> Tower:
+        """The tower of a field."""
+        tower = self.by_field[field]
+        assert isinstance(tower, Tower)
+        return tower
+
+    def fields(self) -> list[str]:
+        """The fields that have a tower."""
+        return list(self.by_field)
+
+    def lengths(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
+        """Needed tokens of each sample for the fields that can be trimmed exactly; read it while the batch is on the CPU."""
+        found = {field: self[field].lengths(batch[field]) for field in self.fields() if field in batch}
+        return {field: lengths for field, lengths in found.items() if lengths is not None}
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Features]:
+        """Encode each field of the batch that has a tower.
+
+        Args:
+            batch: Field name to tensor (B, ...), and optionally ``lengths`` as the method of that name returns it.
+
+        Returns:
+            Field name to features, rows in the batch's order.
+        """
+        lengths = batch.get("lengths", {})
+        return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.fields()}
+
+    def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
+        tower = self[field]
+        slices = list(_slices(len(x), self.micro_batch, lengths))
+        if len(slices) == 1:
+            features: Features = tower(_trim(x, lengths, slices[0]))
+            return features
+        parts: list[Features] = []
+        for rows in slices:
+            contiguous = x[rows[0] : rows[-1] + 1] if lengths is None else x[torch.tensor(rows, device=x.device)]
+            parts.append(self._checkpointed(tower, _trim(contiguous, lengths, rows)))
+        pooled = torch.cat([part.pooled for part in parts])
+        if lengths is not None:  # back to the batch's order
+            order = torch.tensor([row for rows in slices for row in rows], device=x.device)
+            pooled = torch.empty_like(pooled).index_copy(0, order, pooled)
+        return Features(pooled)
+
+    @staticmethod
+    def _checkpointed(tower: Tower, chunk: Tensor) -> Features:
+        if not torch.is_grad_enabled() or not any(p.requires_grad for p in tower.parameters()):
+            return tower(chunk)  # type: ignore[no-any-return]
+        return checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=True)  # type: ignore[no-any-return]
+
+
+def batchnorm_names(module: nn.Module) -> list[str]:
+    """Names of trainable batch norms, whose statistics no micro-batching or data parallelism keeps exact."""
+    kinds = (nn.modules.batchnorm._BatchNorm,)
+    return [name for name, child in module.named_modules() if isinstance(child, kinds) and child.training]
+
+
+def _slices(rows: int, size: int | None, lengths: Sequence[int] | None) -> Iterator[list[int]]:
+    """Row numbers of each micro-batch, in order of length where lengths are known."""
+    order = list(range(rows)) if lengths is None else sorted(range(rows), key=lambda row: lengths[row])
+    if size is None or size >= rows:
+        yield list(range(rows))
+        return
+    for start in range(0, rows, size):
+        yield order[start : start + size]
+
+
+def _trim(x: Tensor, lengths: Sequence[int] | None, rows: Sequence[int]) -> Tensor:
+    """Cut tokens (B, L) after the longest of ``rows``, rounded up to a multiple of 8."""
+    if lengths is None or not rows:
+        return x
+    longest = max(lengths[row] for row in rows)
+    return x[:, : min(x.shape[1], -(-longest // 8) * 8)]

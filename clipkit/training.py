@@ -1,0 +1,280 @@
+"""A run from its configuration to its end: folder, objects, Trainer, outcome."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import distributed
+from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks
+from clipkit.callbacks.account import DataAccount
+from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
+from clipkit.callbacks.evaluate import Evaluate
+from clipkit.callbacks.metrics import RECORD, MetricsLog
+from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.say import say
+from clipkit.callbacks.validation import validation_loss
+from clipkit.config import Duration, RunConfig
+from clipkit.data.datamodule import ShardDataModule
+from clipkit.loggers import build_loggers
+from clipkit.module import CLIPModule
+from clipkit.run_folder import find_resume, finished_step, prepare, write_stopped
+from clipkit.towers.open_clip import OpenClipPair
+
+STOPPED_CODE = 75
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    steps: int
+    stopped: str | None = None
+    """The signal that stopped it, None for a finished run."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of the last evaluation."""
+
+    @property
+    def code(self) -> int:
+        """The process's exit code: 0 finished, 75 stopped and resumable."""
+        return STOPPED_CODE if self.stopped else 0
+
+
+def devices_here(config: RunConfig) -> int:
+    """What ``devices: auto`` means without a launcher: this machine's GPUs, or one process on CPU."""
+    return torch.cuda.device_count() if uses_gpu(config) else 1
+
+
+def uses_gpu(config: RunConfig) -> bool:
+    """Whether the run computes on GPUs.
+
+    Raises:
+        ValueError: If it asks for GPUs and there is none.
+    """
+    wanted, present = config.trainer.accelerator, torch.cuda.is_available()
+    if wanted == "gpu" and not present:
+        raise ValueError(
+            "trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch"
+        )
+    return present and wanted != "cpu"
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    ranks: tuple[int, int],
+    resume: str = "auto",
+    own_losses: Mapping[str, LossFactory] | None = None,
+) -> Outcome:
+    """Train on this rank, from the newest checkpoint of the folder or from the start.
+
+    Args:
+        config: The resolved configuration.
+        folder: The run folder.
+        ranks: Ranks a node, and nodes.
+        resume: ``auto``, ``never``, or a checkpoint folder.
+        own_losses: Losses of the caller beside those of the configuration.
+
+    Raises:
+        ValueError: If the folder, the data or the model do not fit the configuration.
+    """
+    _quieten()
+    world = ranks[0] * ranks[1]
+    distributed.init(world, gpu=uses_gpu(config))
+    if config.data.batch_size % world:
+        raise ValueError(
+            f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
+            f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
+        )
+    distributed.on_rank_0(lambda: prepare(folder, config, fresh=resume == "never"))
+    found, passed_over = find_resume(folder, resume)
+    for line in passed_over:
+        say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
+    step, steps = finished_step(found)
+    if found is not None and step >= steps:
+        say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
+        return Outcome(folder, step, steps)
+    pair = build_model(config)
+    data = build_data(config, pair, folder=folder)
+    return _fit(_Run(config, folder, ranks, pair, data, dict(own_losses or {})), found)
+
+
+@dataclass
+class _Run:
+    """What the parts of a run share while it is put together."""
+
+    config: RunConfig
+    folder: Path
+    ranks: tuple[int, int]
+    pair: OpenClipPair
+    data: ShardDataModule
+    own_losses: dict[str, LossFactory]
+
+    @property
+    def steps(self) -> int:
+        return self.in_steps(self.config.trainer.length)
+
+    def in_steps(self, duration: Duration) -> int:
+        return duration.steps(self.config.data.batch_size, self.data.epoch_samples)
+
+    def in_samples(self, duration: Duration | None) -> int | None:
+        if duration is None or duration.unit == "seconds":
+            return None
+        return max(1, duration.samples(self.config.data.batch_size, self.data.epoch_samples))
+
+
+def _fit(run: _Run, found: Path | None) -> Outcome:
+    config = run.config
+    module = build_module(
+        config, run.pair, steps=run.steps, warmup=run.in_steps(config.optim.warmup), own_losses=run.own_losses
+    )
+    agreement = Agreement(_clocks(config))
+    figures: dict[str, Any] = {}
+    trainer, checkpoint_io = _trainer(run, module, agreement, figures)
+    _announce(run, module, found)
+    trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+    step = trainer.global_step
+    stopped = (agreement.signal_name or "signal to another rank") if step < run.steps else None
+    if checkpoint_io.failures:
+        say(f"warning: {checkpoint_io.failures} checkpoints could not be written")
+    if distributed.rank() == 0:
+        _last_words(run, step, stopped)
+    distributed.barrier()
+    return Outcome(run.folder, step, run.steps, stopped, figures)
+
+
+def _trainer(
+    run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]
+) -> tuple[Any, FolderCheckpointIO]:
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import DDPStrategy
+
+    config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
+    window = max(1, run.in_steps(config.logging.every))
+    world = run.ranks[0] * run.ranks[1]
+    metrics = MetricsLog(
+        folder=run.folder,
+        every=window,
+        batch_size=batch_size,
+        loggers=build_loggers(config, run.folder) if distributed.rank() == 0 else [],
+        csv_copy=config.logging.csv,
+        progress=Progress(steps),
+    )
+    tasks = build_tasks(config, module, run.pair)
+    if config.data.val:
+        tasks[""] = lambda: validation_loss(module, run.data)
+    evaluate_every, save_every = run.in_samples(config.evaluate.every), run.in_samples(config.checkpoint.every)
+    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run))
+    callbacks = [
+        DataAccount(data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size),
+        agreement,
+        metrics,
+        Evaluate(
+            tasks=tasks,
+            every=evaluate_every,
+            batch_size=batch_size,
+            steps=steps,
+            agreement=agreement,
+            metrics=metrics,
+            figures=figures,
+        ),
+        SaveCheckpoints(
+            folder=run.folder / "checkpoints",
+            every=save_every,
+            batch_size=batch_size,
+            steps=steps,
+            keep_last=config.checkpoint.keep_last,
+            keep_best=config.checkpoint.keep_best,
+            best=config.best_figure,
+            agreement=agreement,
+            figures=figures,
+        ),
+    ]
+    trainer = Trainer(
+        accelerator="gpu" if uses_gpu(config) else "cpu",
+        devices=run.ranks[0],
+        num_nodes=run.ranks[1],
+        strategy=DDPStrategy(find_unused_parameters=False) if world > 1 else "auto",
+        precision=config.trainer.precision,
+        max_epochs=1,
+        logger=False,
+        callbacks=callbacks,
+        plugins=[checkpoint_io],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        gradient_clip_val=config.optim.clip_norm,
+        deterministic=config.trainer.deterministic,
+        default_root_dir=run.folder,
+        **config.trainer.lightning,
+    )
+    return trainer, checkpoint_io
+
+
+def _clocks(config: RunConfig) -> dict[str, float]:
+    every = {"checkpoint": config.checkpoint.every, "evaluate": config.evaluate.every}
+    return {
+        flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"
+    }
+
+
+def _checkpoint_info(run: _Run) -> dict[str, Any]:
+    preprocess = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in run.pair.preprocess.items()
+    }
+    model = {
+        "name": run.config.model.name,
+        "pretrained": run.config.model.pretrained,
+        "config": run.pair.config,
+        "preprocess": preprocess,
+    }
+    return {"model": model, "steps": run.steps, "batch_size": run.config.data.batch_size, "seed": run.config.seed}
+
+
+def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    world = run.ranks[0] * run.ranks[1]
+    say(
+        f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {run.data.epoch_samples:,} pairs an epoch, "
+        f"{run.steps:,} steps of {run.config.data.batch_size:,} pairs on {world} rank{'s' if world > 1 else ''} -> {run.folder}"
+    )
+    if found is not None:
+        say(f"resuming {found}: step {found.name} of {run.steps:,}, data position restored exactly")
+
+
+def _last_words(run: _Run, step: int, stopped: str | None) -> None:
+    if stopped is None:
+        say(
+            f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}"
+        )
+        return
+    write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
+    say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")
+
+
+def _quieten() -> None:
+    """Lightning's and torch's lines that say nothing about this run."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*isn't in the list of.*",
+        ".*GPU available but not used.*",
+        ".*`training_step` returned.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*srun.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
