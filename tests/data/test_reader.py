@@ -77,8 +77,17 @@ def test_index_json_spares_the_sidecars(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_tar(path, [("a.txt", b"one")] + [(f"{number}.txt", b"more") for number in range(30)])  # another size
     assert open_catalogue(Source("s", (str(path),)), None).counts.tolist() == [31]
-    (tmp_path / "index.json").write_text("{")
-    assert open_catalogue(Source("s", (str(path),)), None).counts.tolist() == [31]
+    for damaged in ("{", "[]", '{"version": 1, "shards": [{"name": "s.tar"}]}', '{"version": 9, "shards": []}'):
+        (tmp_path / "index.json").write_text(damaged)
+        assert open_catalogue(Source("s", (str(path),)), None).counts.tolist() == [31]
+
+
+def test_a_wrong_count_in_index_json_is_noticed(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"one"), ("b.txt", b"two")])
+    listed = write_folder_index(tmp_path)
+    listed.write_text(listed.read_text().replace('"count": 2', '"count": 3'))
+    with pytest.raises(ShardError, match="not what was counted"):
+        reader_of(path, "txt").members(0, 0, 2, 99)
 
 
 def test_a_shard_cut_after_indexing_is_an_error(tmp_path):
