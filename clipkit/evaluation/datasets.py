@@ -67,7 +67,7 @@ def open_retrieval(data: str | Path) -> RetrievalSet:
     return open_retrieval_shards(layout) if layout else open_caption_folder(path)
 
 
-def task_of(data: str | Path) -> Literal["zero_shot", "retrieval"]:
+def find_task(data: str | Path) -> Literal["zero_shot", "retrieval"]:
     """The task that a set is made for, where the user names none.
 
     Raises:

@@ -31,8 +31,8 @@ def export_open_clip(
     encoder: Encoder,
     out: str | Path,
     *,
-    images: Sequence[Image.Image | Path | str],
-    texts: Sequence[str],
+    images: Sequence[Image.Image | Path | str] | None = None,
+    texts: Sequence[str] | None = None,
     force: bool = False,
 ) -> ParityReport:
     """Write a folder that open_clip loads offline, proven to give the encoder's embeddings.
@@ -40,8 +40,8 @@ def export_open_clip(
     Args:
         encoder: What to export.
         out: The folder to make.
-        images: Real images to compare on, at least 8.
-        texts: Real texts to compare on, at least 8.
+        images: Real images to compare on, at least 8; None for drawings of the embedded data set.
+        texts: Real texts to compare on, at least 8; None for names of that data set.
         force: Whether a folder that holds files may be replaced.
 
     Returns:

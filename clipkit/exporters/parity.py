@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from torchvision.transforms.functional import to_pil_image
 
-from clipkit.data.images import image_tensor
+from clipkit.data.images import decode_image, image_tensor
 from clipkit.encoder import Encoder
 
 BATCHES = (1, 2, 7)
@@ -52,12 +52,19 @@ class Probes:
     flattened: int
 
     @classmethod
-    def of(cls, images: Sequence[Image.Image | Path | str], texts: Sequence[str]) -> Probes:
+    def of(cls, images: Sequence[Image.Image | Path | str] | None = None, texts: Sequence[str] | None = None) -> Probes:
         """Open the images, and add contact sheets and the hard texts.
+
+        Args:
+            images: Real images, or None for drawings of the embedded data set.
+            texts: Real texts, or None for names of that data set.
 
         Raises:
             ValueError: If there are fewer than ``FEWEST`` of either, or an image cannot be read.
         """
+        if images is None or texts is None:
+            drawings, labels = embedded_probes()
+            images, texts = drawings if images is None else images, labels if texts is None else texts
         for what, given in (("images", images), ("texts", texts)):
             if len(given) < FEWEST:
                 raise ValueError(f"{len(given)} probe {what}; a parity check needs at least {FEWEST} real ones")
@@ -146,6 +153,10 @@ class ParityReport:
     def write(self, path: Path) -> None:
         """Write strict JSON."""
         path.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+    def table(self) -> str:
+        """The lines as one text."""
+        return "\n".join(self.lines())
 
     def lines(self) -> list[str]:
         """One line a check and a control, for people."""
@@ -262,6 +273,16 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision, conv.fp32_precision = before
+
+
+def embedded_probes(count: int = 16) -> tuple[list[Image.Image], list[str]]:
+    """Drawings and names of the embedded data set, spread over its concepts."""
+    from clipkit.data.embedded import HELD_OUT_STYLE, concepts, drawings
+
+    drawn = drawings(HELD_OUT_STYLE)
+    known = [concept for concept in concepts() if concept.hexcode in drawn]
+    chosen = known[:: max(1, len(known) // count)][:count]
+    return [to_pil_image(decode_image(drawn[each.hexcode])) for each in chosen], [each.label for each in chosen]
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 
-from clipkit.evaluation.datasets import open_classification, open_retrieval, task_of
+from clipkit.evaluation.datasets import find_task, open_classification, open_retrieval
 
 from .conftest import COLOURS, png
 
@@ -57,7 +57,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert found.classnames == ("bus", "traffic light")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(found.labels, open_classification(tmp_path, classnames=["x", "y"]).labels)
-    assert task_of(tmp_path) == "zero_shot"
+    assert find_task(tmp_path) == "zero_shot"
 
 
 def test_images_with_captions_beside_them(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_images_with_captions_beside_them(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(COLOURS["red"]))
         (tmp_path / f"{name}.txt").write_text(captions)
     assert open_retrieval(tmp_path).captions == [("one", "two"), ("three",)]
-    assert task_of(tmp_path) == "retrieval"
+    assert find_task(tmp_path) == "retrieval"
 
 
 @pytest.mark.parametrize(("header", "separator"), [("filepath,caption", ","), ("title\tfilepath", "\t")])
@@ -80,12 +80,12 @@ def test_a_csv(tmp_path: Path, header: str, separator: str) -> None:
     found = open_retrieval(tmp_path / "set.csv")
     assert found.captions == [("one", "three, four"), ("two",)]
     assert found.name == "set"
-    assert task_of(tmp_path / "set.csv") == "retrieval"
+    assert find_task(tmp_path / "set.csv") == "retrieval"
 
 
 def test_the_type_tells_the_task(squares: Squares) -> None:
-    assert task_of(squares("retrieval")) == "retrieval"
-    assert task_of(squares()) == "zero_shot"
+    assert find_task(squares("retrieval")) == "retrieval"
+    assert find_task(squares()) == "zero_shot"
 
 
 def break_label(root: Path) -> None:
@@ -221,7 +221,7 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    for opened in (open_classification, open_retrieval, task_of):
+    for opened in (open_classification, open_retrieval, find_task):
         with pytest.raises(ValueError, match="nowhere: no such file or folder"):
             opened(tmp_path / "nowhere")
 

@@ -58,6 +58,13 @@ def test_the_folder_comes_back_as_the_same_encoder(vit: Encoder, photos: list[Im
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.parametrize("name", ["vit", "siglip"])
+def test_without_probes_of_ones_own_the_embedded_data_serve(name: str, tmp_path: Path) -> None:
+    report = export_open_clip(build(name), tmp_path / "out")
+    assert report.details["probes"] == {"images": 18, "flattened": 0, "texts": 20}
+    assert all(cosine < 0.9999 for cosine in report.controls.values())
+
+
 def flip_gelu(stored: dict[str, Any]) -> None:
     stored["model_cfg"]["quick_gelu"] = False
 
