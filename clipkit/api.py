@@ -99,18 +99,17 @@ def evaluate(
     Returns:
         Figures by name, as fractions.
     """
-    from clipkit.building import cache_folder
-    from clipkit.data.embedded import is_embedded, resolve
-    from clipkit.evaluation.datasets import find_task
+    from clipkit.building import cache_folder, evaluation_data
+    from clipkit.evaluation.datasets import task_of
     from clipkit.evaluation.retrieval import Retrieval
     from clipkit.evaluation.zero_shot import ZeroShot
 
-    place = resolve(str(data), cache_folder()) if is_embedded(str(data)) else data
-    chosen = task or find_task(place)
-    kind = {"zero_shot": ZeroShot, "retrieval": Retrieval}.get(chosen)
-    if kind is None:
-        raise ValueError(f"there is no task {chosen!r}; tasks: zero_shot, retrieval")
-    evaluator = kind(place, batch_size=batch_size, workers=workers)
+    place = evaluation_data(data, cache_folder())
+    kinds: dict[str, type[ZeroShot] | type[Retrieval]] = {"zero_shot": ZeroShot, "retrieval": Retrieval}
+    chosen = task or task_of(place)
+    if chosen not in kinds:
+        raise ValueError(f"there is no task {chosen!r}; tasks: {', '.join(kinds)}")
+    evaluator = kinds[chosen](place, batch_size=batch_size, workers=workers)
     encoder = load(model) if isinstance(model, str | Path) else model
     return dict(evaluator.run(encoder))
 
@@ -129,14 +128,16 @@ def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: 
 
     Raises:
         ValueError: If the format is unknown or the folder is not empty.
-        ExportError: If the written files are not the same encoder; nothing is left then.
+        ParityError: If the written files are not the same encoder; nothing is left then.
     """
     if format not in FORMATS:
         raise ValueError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}")
     from clipkit.exporters.open_clip import export_open_clip
+    from clipkit.exporters.probes import embedded_probes
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    return export_open_clip(encoder, Path(out), force=force)
+    images, texts = embedded_probes()
+    return export_open_clip(encoder, Path(out), images=images, texts=texts, force=force)
 
 
 def _outcome(folder: Path) -> Outcome:

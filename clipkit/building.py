@@ -14,9 +14,9 @@ import torch
 from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
-from clipkit.data.augment import Augment
+from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
-from clipkit.data.embedded import is_embedded, resolve
+from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
@@ -31,6 +31,7 @@ from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
 
+EMBEDDED = "embedded:"
 LossFactory = Callable[[Callable[[tuple[str, str]], LogitScale]], Loss]
 """Makes an own loss; it is given a function that returns the scale of a pair of fields."""
 
@@ -99,12 +100,11 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         size=preprocess.size,
         scale=spec.scale,
         ratio=spec.ratio,
-        interpolation=preprocess.interpolation,
         flip=spec.flip,
         color_jitter=spec.color_jitter,
         color_jitter_prob=spec.color_jitter_prob,
         grayscale=spec.grayscale,
-        affine=None if spec.affine is None else spec.affine.model_dump(),
+        affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
         fill=spec.fill,
     )
     return ShardDataModule(
@@ -127,9 +127,21 @@ def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> di
     cache = cache_folder(config)
     tasks: dict[str, Callable[[], dict[str, Any]]] = {}
     for name, spec in config.evaluate.tasks.items():
-        data = resolve(spec.data, cache) if is_embedded(spec.data) else spec.data
+        data = evaluation_data(spec.data, cache)
         tasks[name] = partial(_run_task, _evaluator(spec, data), module, pair, config)
     return tasks
+
+
+def evaluation_data(data: str | Path, cache: Path) -> str | Path:
+    """DATA as it is, or the folder that ``embedded:NAME`` stands for."""
+    if not str(data).startswith(EMBEDDED):
+        return data
+    found = resolve(str(data), cache)
+    if not isinstance(found, Path):
+        raise ValueError(
+            f"{data} is a training set; evaluation sets are embedded:style_transfer, unseen, subgroup, retrieval"
+        )
+    return found
 
 
 def _evaluator(spec: Any, data: str | Path) -> Evaluator:
@@ -173,8 +185,10 @@ def workers(config: RunConfig) -> int:
 def _source(name: str, spec: Any, cache: Path) -> Source:
     shards: list[str] = []
     for pattern in spec.shards:
-        found = resolve(pattern, cache) if is_embedded(pattern) else None
-        shards += expand_shards(pattern) if found is None else expand_shards(str(found / "*.tar"))
+        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else expand_shards(pattern)
+        if isinstance(found, Path):
+            raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
+        shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
     return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
 

@@ -6,9 +6,10 @@ r, any trailing dimensions. Nothing here pickles: objects travel as JSON.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,9 +19,23 @@ from torch import Tensor
 _REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
+_ALONE = False
+
+
 def is_initialized() -> bool:
-    """Whether a process group exists."""
-    return dist.is_available() and dist.is_initialized()
+    """Whether a process group exists (and this process is not ``alone``)."""
+    return not _ALONE and dist.is_available() and dist.is_initialized()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process is rank 0 of 1 and talks to nobody: for the reference that a group is held against."""
+    global _ALONE
+    before, _ALONE = _ALONE, True
+    try:
+        yield
+    finally:
+        _ALONE = before
 
 
 def rank() -> int:

@@ -79,7 +79,7 @@ def export(
     from clipkit import api
 
     report = api.export(model, format, out, force=force)
-    typer.echo(report.table())
+    typer.echo("\n".join(report.lines()))
     typer.echo(f"written to {out}")
 
 

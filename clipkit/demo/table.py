@@ -1,0 +1,53 @@
+"""The demo's last words: the figures beside chance and pixels, the proofs, and what to type next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_QUESTIONS = {
+    "style_transfer": "seen concepts, unseen style",
+    "unseen": "unseen concepts, unseen style",
+    "subgroup": "kind of an unseen concept",
+}
+
+
+def print_summary(summary: dict[str, Any], out: Path) -> None:
+    """Print a summary to standard output."""
+    console = Console()
+    console.print(_table(summary))
+    retrieval = summary["retrieval"]
+    recalls = (
+        f"{name.split('_')[0]} R@{k} {retrieval[f'{name}@{k}']:.1%}"
+        for name in ("image_retrieval_recall", "text_retrieval_recall")
+        for k in (1, 5)
+    )
+    print(f"retrieval over {retrieval['samples']:,} unseen pictures: {', '.join(recalls)}")
+    print(f"{summary['samples_per_second']:.0f} samples/s in training, {summary['seconds']:.0f} s in all")
+    print(
+        f"look at {out / 'retrieval.png'}; figures in {out / 'summary.json'}; weights for open_clip in {out / 'export'}"
+    )
+    print("\nnext, on data of your own:")
+    print(f"  clipkit evaluate {out} --data PHOTOS           # PHOTOS/CLASS/photo.jpg, or images with .txt beside them")
+    print("  clipkit data pack pairs.csv --out shards       # filepath,caption -> WebDataset shards")
+    print(
+        "  clipkit config copy demo my.yaml               # then: clipkit fit my.yaml data.train.emoji.shards='shards/*.tar'"
+    )
+
+
+def _table(summary: dict[str, Any]) -> Table:
+    shown = Table("question", "figure", "clipkit", "pixels 1-NN", "chance", "")
+    for column in shown.columns[2:5]:
+        column.justify = "right"
+    for name, question in _QUESTIONS.items():
+        row = summary[name]
+        for figure in row["pixel_1nn"]:
+            ours, pixels, chance = row[figure], row["pixel_1nn"][figure], row["chance"][figure]
+            verdict = "" if ours > pixels else "pixels still win"
+            shown.add_row(question, figure, f"{ours:.1%}", f"{pixels:.1%}", f"{chance:.2%}", verdict)
+            question = ""
+        shown.add_section()
+    return shown
