@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,7 +68,7 @@ def open_retrieval(data: str | Path) -> RetrievalSet:
     return open_retrieval_shards(layout) if layout else open_caption_folder(path)
 
 
-def find_task(data: str | Path) -> Literal["zero_shot", "retrieval"]:
+def task_of(data: str | Path) -> Literal["zero_shot", "retrieval"]:
     """The task that a set is made for, where the user names none.
 
     Raises:
@@ -82,7 +83,7 @@ def find_task(data: str | Path) -> Literal["zero_shot", "retrieval"]:
 
 
 def _existing(data: str | Path) -> Path:
-    path = Path(data).expanduser()
+    path = Path(os.path.abspath(Path(data).expanduser()))  # a link keeps its own name
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; check the path of the evaluation set")
-    return path.resolve()
+    return path

@@ -84,7 +84,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of two lots of embeddings.
+    """One comparison of two lots of embeddings, or of other numbers (then cosine, spread and ratio are None).
 
     Args:
         name: What was compared.
@@ -102,13 +102,21 @@ class Check:
     name: str
     inputs: int
     largest_difference: float
-    smallest_cosine: float
-    spread: float
-    relative_difference: float
+    smallest_cosine: float | None
+    spread: float | None
+    relative_difference: float | None
     worst: str
     bound: str
     held: bool
     reason: str = ""
+
+    @property
+    def figures(self) -> str:
+        """The figures for people."""
+        said = f"difference {self.largest_difference:.1e}"
+        if self.relative_difference is not None:
+            said += f" ({self.relative_difference:.1e} of the distance between probes)"
+        return said if self.smallest_cosine is None else f"{said}, centred cosine {self.smallest_cosine:.7f}"
 
 
 @dataclass(frozen=True)
@@ -161,9 +169,8 @@ class ParityReport:
     def lines(self) -> list[str]:
         """One line a check and a control, for people."""
         checks = [
-            f"{'ok  ' if check.held else 'FAIL'} {check.name}: {check.bound}; difference {check.largest_difference:.1e} "
-            f"({check.relative_difference:.1e} of the distance between probes), centred cosine "
-            f"{check.smallest_cosine:.7f}" + (f"; worst: {check.worst}; {check.reason}" if check.reason else "")
+            f"{'ok  ' if check.held else 'FAIL'} {check.name}: {check.bound}; {check.figures}"
+            + (f"; worst: {check.worst}; {check.reason}" if check.reason else "")
             for check in self.checks
         ]
         controls = [

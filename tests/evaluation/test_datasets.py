@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 
-from clipkit.evaluation.datasets import find_task, open_classification, open_retrieval
+from clipkit.evaluation.datasets import task_of, open_classification, open_retrieval
 
 from .conftest import COLOURS, png
 
@@ -57,7 +57,7 @@ def test_class_folders(tmp_path: Path) -> None:
     assert found.classnames == ("bus", "traffic light")
     assert found.labels.tolist() == [0, 0, 1, 1]
     assert torch.equal(found.labels, open_classification(tmp_path, classnames=["x", "y"]).labels)
-    assert find_task(tmp_path) == "zero_shot"
+    assert task_of(tmp_path) == "zero_shot"
 
 
 def test_images_with_captions_beside_them(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_images_with_captions_beside_them(tmp_path: Path) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(COLOURS["red"]))
         (tmp_path / f"{name}.txt").write_text(captions)
     assert open_retrieval(tmp_path).captions == [("one", "two"), ("three",)]
-    assert find_task(tmp_path) == "retrieval"
+    assert task_of(tmp_path) == "retrieval"
 
 
 @pytest.mark.parametrize(("header", "separator"), [("filepath,caption", ","), ("title\tfilepath", "\t")])
@@ -80,12 +80,27 @@ def test_a_csv(tmp_path: Path, header: str, separator: str) -> None:
     found = open_retrieval(tmp_path / "set.csv")
     assert found.captions == [("one", "three, four"), ("two",)]
     assert found.name == "set"
-    assert find_task(tmp_path / "set.csv") == "retrieval"
+    assert task_of(tmp_path / "set.csv") == "retrieval"
+
+
+def test_a_caption_may_hold_any_line_separator_but_a_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    (tmp_path / "a.txt").write_text("one\u2028still one\ntwo\r\n", encoding="utf-8", newline="")
+    (tmp_path / "set.csv").write_text(
+        'filepath,caption\na.png,one\u2028still one\na.png,"two\nlines"\n', encoding="utf-8"
+    )
+    assert open_retrieval(tmp_path).captions == [("one\u2028still one", "two")]
+    assert open_retrieval(tmp_path / "set.csv").captions == [("one\u2028still one", "two\nlines")]
+
+
+def test_a_linked_set_keeps_the_name_of_the_link(squares: Squares, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(squares())
+    assert open_classification(tmp_path / "mine").name == "mine"
 
 
 def test_the_type_tells_the_task(squares: Squares) -> None:
-    assert find_task(squares("retrieval")) == "retrieval"
-    assert find_task(squares()) == "zero_shot"
+    assert task_of(squares("retrieval")) == "retrieval"
+    assert task_of(squares()) == "zero_shot"
 
 
 def break_label(root: Path) -> None:
@@ -210,6 +225,7 @@ def test_broken_caption_folders_are_refused(tmp_path: Path) -> None:
         ("path,caption\n", "set.csv:1: the columns are ['path', 'caption']; filepath and caption"),
         ("filepath,caption\n", "set.csv: no images at all"),
         ("filepath,caption\nb.png,one\n", "set.csv:2: "),
+        ("filepath,caption\na.png,one, two\n", "set.csv:2: more fields than the 2 columns; put quotes around"),
         ("filepath,caption\na.png,one\na.png,\n", "set.csv:3: a.png has no caption"),
     ],
 )
@@ -221,7 +237,7 @@ def test_a_broken_csv_is_refused(tmp_path: Path, text: str, said: str) -> None:
 
 
 def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
-    for opened in (open_classification, open_retrieval, find_task):
+    for opened in (open_classification, open_retrieval, task_of):
         with pytest.raises(ValueError, match="nowhere: no such file or folder"):
             opened(tmp_path / "nowhere")
 

@@ -29,7 +29,7 @@ def test_open_clip_loads_the_folder_and_agrees(
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a call left the machine"))
     report = export_open_clip(encoder, tmp_path / "out", images=photos, texts=TEXTS)
     assert report.held
-    assert all(check.spread > 0.05 for check in report.checks)
+    assert all(check.spread > 0.05 for check in report.checks if check.spread is not None)
     assert all(cosine < 0.9999 for cosine in report.controls.values())  # wrong preprocessing would have been caught
     held = json.loads((tmp_path / "out" / "parity.json").read_text(), parse_constant=pytest.fail)
     assert held["held"]
