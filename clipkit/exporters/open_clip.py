@@ -22,7 +22,8 @@ from torch import Tensor
 from clipkit.encoder import Encoder
 from clipkit.exporters import parity
 from clipkit.exporters.folder import new_folder
-from clipkit.exporters.parity import Check, ParityReport, Probes
+from clipkit.exporters.parity import Check, ParityReport
+from clipkit.exporters.probes import Probes, text_name
 
 CONFIG, WEIGHTS, PARITY = "open_clip_config.json", "open_clip_model.safetensors", "parity.json"
 
@@ -142,7 +143,7 @@ def _texts(encoder: Encoder, model: Any, tokenize: Any, probes: Probes) -> list[
         found: Tensor = model.encode_text(x.to(encoder.device), normalize=True)
         return found
 
-    names = [parity.text_name(text) for text in probes.texts]
+    names = [text_name(text) for text in probes.texts]
     ours = encoder.encode_text(probes.texts)
     tokens = encoder.tokenize(list(probes.texts))
     checks = []

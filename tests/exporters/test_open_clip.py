@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.open_clip import CONFIG, WEIGHTS, check_open_clip, export_open_clip, write_open_clip
-from clipkit.exporters.parity import ParityError, Probes
+from clipkit.exporters.parity import ParityError
+from clipkit.exporters.probes import Probes
 from clipkit.towers.open_clip import build_pair
 
 from .conftest import CONFIGS, TEXT, TEXTS, build
