@@ -84,7 +84,15 @@ def test_a_run_leaves_what_the_readme_says(config, tmp_path):
     lines = record(run.folder)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["samples"] for line in lines] == [16 * step for step in range(1, STEPS + 1)]
-    wanted = {"train/loss", "train/loss/infonce", "train/logit_scale", "train/lr", "train/grad_norm", "train/samples_per_second", "train/data_wait"}
+    wanted = {
+        "train/loss",
+        "train/loss/infonce",
+        "train/logit_scale",
+        "train/lr",
+        "train/grad_norm",
+        "train/samples_per_second",
+        "train/data_wait",
+    }
     assert wanted <= set(lines[0])
     assert lines[0]["train/lr"] == pytest.approx(5e-4)
     assert lines[0]["train/logit_scale"] == pytest.approx(1 / 0.07, rel=1e-2)
@@ -118,7 +126,9 @@ def test_stopped_killed_and_resumed_it_ends_with_the_bits_of_an_uninterrupted_ru
     assert finished.code == 0
     assert not (broken / "stopped.json").exists()
     assert final_hash(broken) == final_hash(whole)
-    assert [(line["step"], line["train/loss"]) for line in record(broken)] == [(line["step"], line["train/loss"]) for line in record(whole)]
+    assert [(line["step"], line["train/loss"]) for line in record(broken)] == [
+        (line["step"], line["train/loss"]) for line in record(whole)
+    ]
     assert keys(broken) == keys(whole)
     capsys.readouterr()
     assert command_line(["fit", str(config), f"run={broken}"]) == 0
@@ -199,10 +209,10 @@ def finished_run(tmp_path_factory):
     ("change", "words"),
     [
         ({"data.train.squares.shards": "nowhere/{0..3}.tar"}, ["nowhere"]),
-        ({"data.batch_size": 1000}, ["64", "1000"]),
+        ({"data.batch_size": 1000}, ["64", "1,000"]),
         ({"model": "ViT-B-3"}, ["ViT-B-3", "did you mean"]),
-        ({"data.train.squares.fields.text": "caption"}, ["squares", "caption", "txt"]),
-        ({"data.train.squares.fields.image": "jpg"}, ["squares", "jpg", "png"]),
+        ({"data.train.squares.fields": "{image: png, text: caption}"}, ["squares", "caption", "txt"]),
+        ({"data.train.squares.fields": "{image: jpg, text: txt}"}, ["squares", "jpg", "png"]),
     ],
 )
 def test_data_and_model_that_cannot_work_are_named_before_training(config, tmp_path, change, words, capsys):
@@ -217,7 +227,9 @@ def test_a_batch_that_is_no_multiple_of_the_ranks_is_refused_with_the_cure(confi
     process = start(config, tmp_path / "run", "trainer.devices=2", "data.batch_size=15")
     said = process.communicate()[0]
     assert process.returncode == 2, said
-    assert "15 is no multiple of the 2 ranks; take 14 or 16" in said
+    assert "15" in said
+    assert "is no multiple of the 2 ranks" in said
+    assert "take 14 or 16" in said
     assert "Traceback" not in said
 
 
