@@ -109,31 +109,31 @@ def check_open_clip(encoder: Encoder, folder: Path, probes: Probes) -> ParityRep
         raise ValueError(f"open_clip cannot load its own format again, offline{hint}: {error}") from error
     model.eval()
     with parity.full_precision(), torch.no_grad():
-        checks = _images(encoder, model, preprocess, probes) + _texts(encoder, model, tokenize, probes)
+        image = encoder.encode_image(probes.images)
+        checks = _images(encoder, image, model, preprocess, probes) + _texts(encoder, model, tokenize, probes)
+        controls = parity.controls(encoder, probes.images, image)
     checks.append(_temperature(encoder, model))
     versions = {name: version(name) for name in ("open_clip_torch", "torch", "timm")}
     counts = {"images": len(probes.images), "flattened": probes.flattened, "texts": len(probes.texts)}
-    controls = parity.controls(encoder, probes.images)
     details = {"probes": counts, "versions": versions}
     return ParityReport("open_clip", encoder.info.model, tuple(checks), controls, details)
 
 
-def _images(encoder: Encoder, model: Any, preprocess: Any, probes: Probes) -> list[Check]:
+def _images(encoder: Encoder, ours: Tensor, model: Any, preprocess: Any, probes: Probes) -> list[Check]:
     def encode(x: Tensor) -> Tensor:
         found: Tensor = model.encode_image(x.to(encoder.device), normalize=True)
         return found
 
-    ours = encoder.encode_image(probes.images)
     pixels = encoder.prepare(probes.images).float() / 255
     mean, std = (torch.tensor(model.visual.preprocess_cfg[name]).view(3, 1, 1) for name in ("mean", "std"))
     floats = (pixels - mean) / std
     checks = []
-    for size in parity.BATCHES:
-        theirs = parity.in_batches(encode, floats, size)
+    for size, seen in parity.BATCHES.items():
+        theirs = parity.in_batches(encode, floats[:seen], size)
         name, bound = f"images in batches of {size}", parity.MOST_DIFFERENCE
-        checks.append(parity.compare(name, ours, theirs, probes.image_names, most_difference=bound))
+        checks.append(parity.compare(name, ours[:seen], theirs, probes.image_names[:seen], most_difference=bound))
     raw = torch.stack([preprocess(image) for image in probes.images])
-    theirs = parity.in_batches(encode, raw, parity.BATCHES[-1])
+    theirs = parity.in_batches(encode, raw, max(parity.BATCHES))
     name, bound = "images, whole path", parity.LEAST_COSINE
     return [*checks, parity.compare(name, ours, theirs, probes.image_names, least_cosine=bound)]
 
@@ -147,11 +147,11 @@ def _texts(encoder: Encoder, model: Any, tokenize: Any, probes: Probes) -> list[
     ours = encoder.encode_text(probes.texts)
     tokens = encoder.tokenize(list(probes.texts))
     checks = []
-    for size in parity.BATCHES:
-        theirs = parity.in_batches(encode, tokens, size)
+    for size, seen in parity.BATCHES.items():
+        theirs = parity.in_batches(encode, tokens[:seen], size)
         name, bound = f"texts in batches of {size}", parity.MOST_DIFFERENCE
-        checks.append(parity.compare(name, ours, theirs, names, most_difference=bound))
-    theirs = parity.in_batches(encode, tokenize(list(probes.texts)), parity.BATCHES[-1])
+        checks.append(parity.compare(name, ours[:seen], theirs, names[:seen], most_difference=bound))
+    theirs = parity.in_batches(encode, tokenize(list(probes.texts)), max(parity.BATCHES))
     name, bound = "texts, whole path", parity.LEAST_COSINE
     return [*checks, parity.compare(name, ours, theirs, names, least_cosine=bound)]
 

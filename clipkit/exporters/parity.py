@@ -23,7 +23,8 @@ from torch.nn.functional import cosine_similarity
 from clipkit.data.images import image_tensor
 from clipkit.encoder import Encoder
 
-BATCHES = (1, 2, 7)
+BATCHES = {1: 8, 2: 8, 7: None}  # size of a batch, and how many probes it sees: the largest sees them all
+CONTROLS = 6  # probes that the wrong preprocessing is tried on: the last, so the contact sheets are among them
 MOST_DIFFERENCE = 1e-5  # of any component of unit-norm embeddings, given the same tensors
 LEAST_COSINE = 0.9999  # of centred embeddings, given the same raw images and texts
 LEAST_SPREAD = 100 * MOST_DIFFERENCE  # median distance between probes, below which nothing is proven
@@ -190,17 +191,18 @@ def caught(cosine: float) -> bool:
     return not cosine >= LEAST_COSINE
 
 
-def controls(encoder: Encoder, images: Sequence[Image.Image]) -> dict[str, float]:
+def controls(encoder: Encoder, images: Sequence[Image.Image], right: Tensor) -> dict[str, float]:
     """What the whole-path check would say of wrong preprocessing: one below its bound would have been caught.
 
     Args:
         encoder: The encoder.
         images: The probes (N).
+        right: Their embeddings (N, D).
 
     Returns:
         For each mistake, the smallest centred cosine of its embeddings with the right ones.
     """
-    right = encoder.encode_image(images)
+    centre, right, images = right.mean(0), right[-CONTROLS:], images[-CONTROLS:]
     own = encoder.preprocess
     mistakes = {
         "other interpolation": replace(own, interpolation="bicubic" if own.interpolation == "bilinear" else "bilinear"),
@@ -208,7 +210,6 @@ def controls(encoder: Encoder, images: Sequence[Image.Image]) -> dict[str, float
     }
     wrong = {name: own_way.batch([image_tensor(image) for image in images]) for name, own_way in mistakes.items()}
     wrong["channels swapped"] = encoder.prepare(images).flip(1)
-    centre = right.mean(0)
     found = {name: encoder.encode_image(list(pixels)) for name, pixels in wrong.items()}
     return {name: float(cosine_similarity(right - centre, x - centre).min()) for name, x in found.items()}
 
