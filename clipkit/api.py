@@ -45,6 +45,7 @@ def fit(
     *,
     resume: str = "auto",
     losses: Mapping[str, LossFactory] | None = None,
+    plugin: str | None = None,
 ) -> Outcome:
     """Train, or go on with an unfinished run of the same configuration.
 
@@ -54,6 +55,7 @@ def fit(
         resume: ``auto`` goes on from the newest checkpoint that verifies, ``never`` refuses a folder that has one, or a checkpoint folder.
         losses: Own losses by name, beside those of the configuration: each a function that is given ``scale_of(pair)`` and returns a
             ``clipkit.losses.base.Loss``. Only in one process, or under torchrun.
+        plugin: A module with ``LOSSES``, such a mapping; it is imported on every rank.
 
     Returns:
         The run: ``folder``, ``step``, ``figures`` of the last evaluation, ``code`` (75 if a signal stopped it).
@@ -64,6 +66,7 @@ def fit(
     """
     from clipkit import distributed
     from clipkit.launch import ranks_wanted, start_ranks
+    from clipkit.plugins import load_plugin
     from clipkit.run_folder import default_folder
     from clipkit.training import devices_here, train
 
@@ -71,12 +74,15 @@ def fit(
     folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
     ranks = ranks_wanted(loaded, devices_here(loaded))
     if distributed.launched() or ranks[0] == 1:
-        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses)
+        module = load_plugin(plugin) if plugin else None
+        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses, plugin=module)
     if losses:
         raise ValueError(
             "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
         )
-    code, message = start_ranks(loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume)
+    code, message = start_ranks(
+        loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume, plugin=plugin
+    )
     if code == 2:
         raise ValueError(message)
     if code not in (0, 75):

@@ -93,6 +93,12 @@ def finished_step(checkpoint: Path | None) -> tuple[int, int]:
     return int(info["step"]), int(info["steps"])
 
 
+def recorded_plugin(checkpoint: Path) -> dict[str, str] | None:
+    """Module and hash of the plugin that a checkpoint's run was made with."""
+    found: dict[str, str] | None = json.loads((checkpoint / INFO).read_text()).get("plugin")
+    return found
+
+
 def write_stopped(folder: Path, **fields: Any) -> None:
     """Leave word of why the run stopped."""
     (folder / STOPPED).write_text(json.dumps(fields) + "\n")

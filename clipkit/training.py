@@ -25,7 +25,8 @@ from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
 from clipkit.module import CLIPModule
-from clipkit.run_folder import find_resume, finished_step, prepare, write_stopped
+from clipkit.plugins import Plugin, check_plugin
+from clipkit.run_folder import find_resume, finished_step, prepare, recorded_plugin, write_stopped
 from clipkit.towers.open_clip import OpenClipPair
 
 STOPPED_CODE = 75
@@ -75,6 +76,7 @@ def train(
     ranks: tuple[int, int],
     resume: str = "auto",
     own_losses: Mapping[str, LossFactory] | None = None,
+    plugin: Plugin | None = None,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -84,6 +86,7 @@ def train(
         ranks: Ranks a node, and nodes.
         resume: ``auto``, ``never``, or a checkpoint folder.
         own_losses: Losses of the caller beside those of the configuration.
+        plugin: The module that brings further losses.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -101,12 +104,15 @@ def train(
     for line in passed_over:
         say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
     step, steps = finished_step(found)
+    if found is not None and (warning := check_plugin(recorded_plugin(found), plugin)):
+        say(warning)
     if found is not None and step >= steps:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
     data = build_data(config, pair, folder=folder)
-    return _fit(_Run(config, folder, ranks, pair, data, dict(own_losses or {})), found)
+    losses = dict(own_losses or {}) | (plugin.losses if plugin else {})
+    return _fit(_Run(config, folder, ranks, pair, data, losses, plugin), found)
 
 
 @dataclass
@@ -119,6 +125,7 @@ class _Run:
     pair: OpenClipPair
     data: ShardDataModule
     own_losses: dict[str, LossFactory]
+    plugin: Plugin | None
 
     @property
     def steps(self) -> int:
@@ -239,7 +246,14 @@ def _checkpoint_info(run: _Run) -> dict[str, Any]:
         "config": run.pair.config,
         "preprocess": preprocess,
     }
-    return {"model": model, "steps": run.steps, "batch_size": run.config.data.batch_size, "seed": run.config.seed}
+    plugin = {"module": run.plugin.module, "sha256": run.plugin.sha256} if run.plugin else None
+    return {
+        "model": model,
+        "steps": run.steps,
+        "batch_size": run.config.data.batch_size,
+        "seed": run.config.seed,
+        "plugin": plugin,
+    }
 
 
 def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
@@ -276,5 +290,6 @@ def _quieten() -> None:
         ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*srun.*",
+        ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -84,7 +84,15 @@ def test_a_run_leaves_what_the_readme_says(config, tmp_path):
     lines = record(run.folder)
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert [line["samples"] for line in lines] == [16 * step for step in range(1, STEPS + 1)]
-    wanted = {"train/loss", "train/loss/infonce", "train/logit_scale", "train/lr", "train/grad_norm", "train/samples_per_second", "train/data_wait"}
+    wanted = {
+        "train/loss",
+        "train/loss/infonce",
+        "train/logit_scale",
+        "train/lr",
+        "train/grad_norm",
+        "train/samples_per_second",
+        "train/data_wait",
+    }
     assert wanted <= set(lines[0])
     assert lines[0]["train/lr"] == pytest.approx(5e-4)
     assert lines[0]["train/logit_scale"] == pytest.approx(1 / 0.07, rel=1e-2)
@@ -118,7 +126,9 @@ def test_stopped_killed_and_resumed_it_ends_with_the_bits_of_an_uninterrupted_ru
     assert finished.code == 0
     assert not (broken / "stopped.json").exists()
     assert final_hash(broken) == final_hash(whole)
-    assert [(line["step"], line["train/loss"]) for line in record(broken)] == [(line["step"], line["train/loss"]) for line in record(whole)]
+    assert [(line["step"], line["train/loss"]) for line in record(broken)] == [
+        (line["step"], line["train/loss"]) for line in record(whole)
+    ]
     assert keys(broken) == keys(whole)
     capsys.readouterr()
     assert command_line(["fit", str(config), f"run={broken}"]) == 0

@@ -44,11 +44,12 @@ def fit(
         list[str] | None, typer.Argument(help="key=value, such as optim.lr=1e-3 or run=runs/mine.")
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
 
-    code = api.fit(config, overrides or [], resume=resume).code
+    code = api.fit(config, overrides or [], resume=resume, plugin=plugin).code
     if code:
         raise typer.Exit(code)
 

@@ -17,13 +17,12 @@ from torch.nn import functional as F
 
 from clipkit.data.colour import grey, jitter
 from clipkit.data.draws import CROP, uniforms
-from clipkit.data.transforms import resize
+from clipkit.data.transforms import INTERPOLATIONS, resize
 
 _TRIES = 10
 # columns of a sample's draws; a new augmentation takes the next, so that switching one on changes no other
 _PLACE, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _AFFINE, _COUNT = 20, 22, 23, 24, 28, 32, 33, 40
 _CHUNK = 64  # images changed at once: their floats stay in the processor's cache
-FILLS = {"black": 0, "white": 255}
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,8 @@ class Augment:
         color_jitter_prob: Probability that an image's colours are changed.
         grayscale: Probability that an image loses its colours.
         affine: A small random move; None is off.
-        fill: ``white`` or ``black``: what a move uncovers.
+        fill: Colour of what a move uncovers, 0 to 255: one grey, or red, green and blue.
+        interpolation: ``bicubic`` or ``bilinear``, of the crop's resize.
     """
 
     size: tuple[int, int]
@@ -107,15 +107,16 @@ class Augment:
     color_jitter_prob: float = 1.0
     grayscale: float = 0.0
     affine: Affine | None = None
-    fill: str = "white"
+    fill: int | tuple[int, int, int] = 255
+    interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale={self.scale}: shares of the area, so 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: width over height, so 0 < low <= high")
-        if self.fill not in FILLS:
-            raise ValueError(f"fill={self.fill!r} is none of {', '.join(FILLS)}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation={self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
 
     def __call__(self, images: Sequence[Tensor], *, seed: int, positions: NDArray[np.int64], view: int = 0) -> Tensor:
         """Augment.
@@ -134,7 +135,7 @@ class Augment:
         boxes = crop_boxes(heights, widths, draws, self.scale, self.ratio)
         out = torch.empty((len(images), 3, *self.size), dtype=torch.uint8)
         for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-            out[row] = resize(image[:, top : top + height, left : left + width], *self.size)
+            out[row] = resize(image[:, top : top + height, left : left + width], *self.size, self.interpolation)
         if self.flip or self.color_jitter or self.grayscale or self.affine:
             for start in range(0, len(images), _CHUNK):
                 chunk = slice(start, start + _CHUNK)
@@ -155,7 +156,7 @@ class Augment:
             greyed = torch.from_numpy(np.nonzero(draws[:, _GREY] < self.grayscale)[0])
             pixels[greyed] = grey(pixels[greyed]).expand(-1, 3, -1, -1)
         if self.affine:
-            pixels = _move(pixels, _matrices(self.affine, draws[:, _AFFINE:], self.size), FILLS[self.fill])
+            pixels = _move(pixels, _matrices(self.affine, draws[:, _AFFINE:], self.size), self.fill)
         return pixels.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
     def _factors(self, draws: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -181,8 +182,9 @@ def _matrices(affine: Affine, draws: NDArray[np.float64], size: tuple[int, int])
     return np.concatenate([linear, offset[:, :, None]], 2).astype(np.float32)
 
 
-def _move(pixels: Tensor, matrices: NDArray[np.float32], fill: int) -> Tensor:
+def _move(pixels: Tensor, matrices: NDArray[np.float32], fill: int | tuple[int, int, int]) -> Tensor:
     """Resample float32 (B, 3, H, W) bilinearly through the maps (B, 2, 3)."""
+    colour = torch.tensor(fill, dtype=torch.float32).view(-1, 1, 1)
     height, width = pixels.shape[2:]
     maps = torch.from_numpy(matrices)[:, :, :, None, None]
     x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
@@ -191,5 +193,5 @@ def _move(pixels: Tensor, matrices: NDArray[np.float32], fill: int) -> Tensor:
     across = (maps[:, 0, 0] * x + maps[:, 0, 1] * y + maps[:, 0, 2]) * (2 / width)
     along = (maps[:, 1, 0] * x + maps[:, 1, 1] * y + maps[:, 1, 2]) * (2 / height)
     grid = torch.stack([across, along], 3)
-    moved = F.grid_sample(pixels - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved + fill
+    moved = F.grid_sample(pixels - colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved + colour

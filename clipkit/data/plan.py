@@ -44,9 +44,6 @@ class Rows(NamedTuple):
     epoch: Ints
     id: Ints
 
-    def __len__(self) -> int:
-        return len(self.position)
-
     def take(self, rows: slice | Ints) -> Rows:
         """Some of the rows."""
         return Rows(*(column[rows] for column in self))

@@ -136,7 +136,7 @@ def test_moves_equal_torchvision():
 
 def test_what_a_move_uncovers_is_filled():
     image = [torch.full((3, 40, 40), 100, dtype=torch.uint8)]
-    for fill, level in (("white", 255), ("black", 0)):
+    for fill, level in ((255, 255), (0, 0), ((30, 0, 255), 30)):
         shifted = Augment((40, 40), scale=(1, 1), ratio=(1, 1), affine=Affine(degrees=45), fill=fill)
         found = shifted(image, seed=0, positions=np.array([3]))
         assert found[0, 0, 0, 0] == level
@@ -157,7 +157,8 @@ def test_draws_are_uniform_and_fixed_for_ever():
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"scale": (0.9, 1.1)}, "scale"), ({"ratio": (0, 1)}, "ratio"), ({"fill": "red"}, "'red'")]
+    ("options", "says"),
+    [({"scale": (0.9, 1.1)}, "scale"), ({"ratio": (0, 1)}, "ratio"), ({"interpolation": "area"}, "'area'")],
 )
 def test_bad_options_are_named(options, says):
     with pytest.raises(ValueError, match=says):

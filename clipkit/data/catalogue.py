@@ -1,0 +1,83 @@
+"""What a source holds, known before any sample is read: samples and fingerprint of each shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.index import VERSION, load_index
+from clipkit.data.source import Source
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A source's shards.
+
+    Args:
+        paths: Of the shards (S,), bytes: arrays, not lists, so that forked workers share the memory.
+        counts: Samples of each (S,).
+        fingerprints: Of each (S,), bytes.
+    """
+
+    paths: NDArray[np.bytes_]
+    counts: NDArray[np.int64]
+    fingerprints: NDArray[np.bytes_]
+
+    def path(self, shard: int) -> str:
+        """The path of a shard."""
+        return os.fsdecode(bytes(self.paths[shard]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Samples, and a 128-bit hash of the shards' fingerprints in order; paths do not enter."""
+        digest = hashlib.blake2b(b"\n".join(bytes(mark) for mark in self.fingerprints), digest_size=16)
+        return f"{int(self.counts.sum())}-{digest.hexdigest()}"
+
+
+def _listed(folder: str) -> dict[str, dict[str, Any]]:
+    """Entries of a folder's ``index.json`` by name; none if it is missing or damaged."""
+    try:
+        listed = json.loads((Path(folder) / "index.json").read_text())
+        if listed["version"] != VERSION:
+            return {}
+        return {
+            str(entry["name"]): entry for entry in listed["shards"] if {"count", "size", "fingerprint"} <= set(entry)
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
+    """Count a source's samples: by the folder's ``index.json`` where it lists the shard at its size, else by its index.
+
+    Args:
+        source: The source.
+        cache: Folder for sidecars that cannot be kept beside the shards.
+
+    Raises:
+        ShardError: If a shard is missing or cannot be indexed.
+    """
+    folders: dict[str, dict[str, dict[str, Any]]] = {}
+    counts, fingerprints = [], []
+    for path in source.shards:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = _listed(folder)
+        entry = folders[folder].get(name)
+        if entry is not None and os.path.exists(path) and os.stat(path).st_size == entry["size"]:
+            # a shard rewritten at the same size shows when a worker opens it: its fingerprint is compared then
+            count, fingerprint = int(entry["count"]), str(entry["fingerprint"])
+        else:
+            index = load_index(path, cache)
+            count, fingerprint = len(index), index.fingerprint
+        counts.append(count)
+        fingerprints.append(fingerprint.encode())
+    paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
+    return Catalogue(paths, np.array(counts, np.int64), np.array(fingerprints, np.bytes_))

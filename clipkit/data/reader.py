@@ -1,0 +1,133 @@
+"""Members of samples by ``pread``: open files and indexes in a bounded cache, nothing else remembered."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.catalogue import Catalogue
+from clipkit.data.images import BadSample
+from clipkit.data.index import load_index
+from clipkit.data.tar import ShardError
+
+MOST_OPEN = 256
+_LARGEST_GAP = 1 << 16  # members this close are read at once, what lies between them with them
+_TRIES = 4
+
+
+@dataclass(frozen=True)
+class _OpenShard:
+    path: str
+    fd: int
+    key: NDArray[np.bytes_]
+    fields: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+
+
+def _pread(fd: int, size: int, offset: int, path: str) -> bytes:
+    """Read exactly ``size`` bytes; a network file system that stumbles gets a few tries (never a silent substitute)."""
+    for attempt in range(_TRIES):
+        try:
+            data = os.pread(fd, size, offset)
+            break
+        except OSError as error:
+            if attempt == _TRIES - 1:
+                text = f"{path}: cannot be read at byte {offset} ({error.strerror}), {_TRIES} tries; check the storage"
+                raise ShardError(text, path, offset) from error
+            time.sleep(0.1 * 4**attempt)
+    if len(data) < size:
+        text = f"{path}: ends at byte {offset + len(data)}, its index says otherwise; was it rewritten? start again"
+        raise ShardError(text, path, offset)
+    return data
+
+
+class ShardReader:
+    """Reads samples of the shards of several sources.
+
+    Args:
+        catalogues: Per source its shards.
+        extensions: Per source the members that are read.
+        cache: Folder for sidecars that cannot be kept beside the shards.
+    """
+
+    def __init__(
+        self, catalogues: Sequence[Catalogue], extensions: Sequence[frozenset[str]], cache: Path | None
+    ) -> None:
+        self.catalogues = list(catalogues)
+        self.extensions = list(extensions)
+        self.cache = cache
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_open": OrderedDict()}  # descriptors mean nothing in another process
+
+    def close(self) -> None:
+        """Close every open shard."""
+        while self._open:
+            os.close(self._open.popitem()[1].fd)
+
+    def _shard(self, source: int, shard: int) -> _OpenShard:
+        held = self._open.get((source, shard))
+        if held is not None:
+            self._open.move_to_end((source, shard))
+            return held
+        catalogue = self.catalogues[source]
+        path = catalogue.path(shard)
+        index = load_index(path, self.cache)
+        if index.fingerprint.encode() != bytes(catalogue.fingerprints[shard]):
+            text = (
+                f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
+            )
+            raise ShardError(text + "was rewritten on purpose, and start again", path)
+        if len(self._open) >= MOST_OPEN:
+            os.close(self._open.popitem(last=False)[1].fd)
+        fields = {name: span for name, span in index.fields.items() if name in self.extensions[source]}
+        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields)
+        self._open[source, shard] = held
+        return held
+
+    def key(self, source: int, shard: int, sample: int) -> str:
+        """The key of a sample."""
+        return bytes(self._shard(source, shard).key[sample]).decode(errors="backslashreplace")
+
+    def members(self, source: int, shard: int, sample: int, largest: int) -> dict[str, bytes]:
+        """A sample's members that the source's fields name.
+
+        Args:
+            source: Index of the source.
+            shard: Index of the shard.
+            sample: Index of the sample.
+            largest: Bytes above which a member is refused unread.
+
+        Returns:
+            Bytes by extension.
+
+        Raises:
+            BadSample: If a member is larger than ``largest``.
+            ShardError: If the shard cannot be read, or is not what it was.
+        """
+        held = self._shard(source, shard)
+        spans = []
+        for name, (offsets, lengths) in held.fields.items():
+            offset, length = int(offsets[sample]), int(lengths[sample])
+            if length > largest:
+                raise BadSample("too_large", f".{name} of {length:,} bytes; at most {largest:,} are read")
+            if offset >= 0:
+                spans.append((offset, length, name))
+        spans.sort()
+        found: dict[str, bytes] = {}
+        while spans:
+            run = [spans.pop(0)]
+            while spans and spans[0][0] - sum(run[-1][:2]) <= _LARGEST_GAP:
+                run.append(spans.pop(0))
+            start, end = run[0][0], sum(run[-1][:2])
+            data = _pread(held.fd, end - start, start, held.path)
+            for offset, length, name in run:
+                found[name] = data[offset - start : offset - start + length]
+        return found

@@ -1,0 +1,110 @@
+"""A source of samples: its shards, its weight, and which member of a sample each field is read from."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+from braceexpand import braceexpand
+
+_MOST_SHARDS = 1_000_000
+FIELDS = ("image", "text", "label")
+DEFAULT_FIELDS = {"image": ("jpg", "jpeg", "png", "webp"), "text": ("txt",)}
+
+
+class Place(NamedTuple):
+    """Where a field's value is.
+
+    Args:
+        extension: The member's extension.
+        key: For ``json.KEY`` the key of the member's object, else empty.
+    """
+
+    extension: str
+    key: str = ""
+
+
+def parse_place(text: str) -> Place:
+    """Read ``jpg`` or ``json.caption``.
+
+    Example:
+        >>> parse_place("seg.png"), parse_place("json.caption")
+        (Place(extension='seg.png', key=''), Place(extension='json', key='caption'))
+    """
+    if text.startswith("json.") and len(text) > len("json."):
+        return Place("json", text.removeprefix("json."))
+    return Place(text.lower())
+
+
+@dataclass(frozen=True)
+class Source:
+    """Shards that are mixed into a run with one weight.
+
+    Args:
+        name: Its name in the configuration and in every report.
+        shards: Paths of plain tars.
+        weight: Its share of the samples trained on, relative to the other sources' weights, whatever its size.
+        fields: Per field the places it may be in, the first that a sample has: an extension or ``json.KEY``.
+    """
+
+    name: str
+    shards: tuple[str, ...]
+    weight: float = 1.0
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_FIELDS))
+
+    def __post_init__(self) -> None:
+        if not self.shards:
+            raise ValueError(f"source {self.name!r} has no shards; name at least one .tar")
+        unknown = [name for name in self.fields if name not in FIELDS]
+        if unknown or not self.fields:
+            raise ValueError(f"source {self.name!r}: fields {list(self.fields)}; known are {', '.join(FIELDS)}")
+
+    def places(self) -> dict[str, tuple[Place, ...]]:
+        """Per field where its value may be."""
+        return {name: tuple(parse_place(text) for text in texts) for name, texts in self.fields.items()}
+
+
+def expand_shards(pattern: str) -> list[str]:
+    """The shards that a pattern names.
+
+    Args:
+        pattern: A path with brace ranges (``{00000..01099}``) and wildcards, or a folder (all its ``*.tar``).
+
+    Returns:
+        Paths, sorted within each wildcard.
+
+    Raises:
+        ValueError: If there is none, or one that a range names is missing.
+    """
+    if "://" in pattern or pattern.startswith("pipe:"):
+        raise ValueError(f"shards {pattern!r}: only files of this machine are read; copy or mount them")
+    try:
+        names = list(islice(braceexpand(os.path.expanduser(pattern)), _MOST_SHARDS + 1))
+    except ValueError as error:
+        raise ValueError(f"shards {pattern!r}: {error}; ranges look like {{00000..01099}}") from error
+    if len(names) > _MOST_SHARDS:
+        raise ValueError(f"shards {pattern!r}: more than {_MOST_SHARDS:,} names; is the range right?")
+    found: list[str] = []
+    missing: list[str] = []
+    for name in names:
+        if glob.has_magic(name):
+            found += sorted(glob.glob(name))
+        elif os.path.isdir(name):
+            found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+        elif os.path.exists(name):
+            found.append(name)
+        else:
+            missing.append(name)
+    if missing:
+        more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        text = (
+            f"shards {pattern!r}: {len(missing):,} of {len(names):,} files are missing: {', '.join(missing[:3])}{more}"
+        )
+        raise ValueError(text + "; mend the range, or use a wildcard (*.tar) if numbers may be left out")
+    if not found:
+        raise ValueError(f"shards {pattern!r}: no file matches; check the path")
+    return found
