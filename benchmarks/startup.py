@@ -26,9 +26,7 @@ def main() -> int:
     pairs = [(seconds(EMPTY), seconds(HELP)) for _ in range(repetitions)]
     empty, shown = (figure([pair[i] * 1000 for pair in pairs]) for i in (0, 1))
     ratio = figure([ours / theirs for theirs, ours in pairs], value=shown["value"] / empty["value"])
-    return finish(
-        "startup", peer="python -c pass", figures={"help_ratio": ratio, "help_ms": shown, "python_ms": empty}
-    )
+    return finish("startup", peer="python -c pass", figures={"help_ratio": ratio, "help_ms": shown, "python_ms": empty})
 
 
 if __name__ == "__main__":

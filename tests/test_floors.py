@@ -15,7 +15,7 @@ FLOORS = (
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"encoder", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
-    ("3b", {"module", "callbacks", "training", "building", "launch", "run_folder", "loggers"}),
+    ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "loggers"}),
     ("4", {"api", "demo", "report"}),
     ("5", {"cli", "__init__", "__main__"}),
 )
@@ -23,10 +23,10 @@ LEANS_ON = {  # within a floor: who may import whom
     "loading": {"encoder"},
     "demo": {"api"},
     "__main__": {"cli"},
-    "module": {"optim"},
-    "building": {"module", "callbacks"},
     "callbacks": {"module"},
-    "training": {"building", "callbacks", "module", "launch", "run_folder", "loggers"},
+    "building": {"module", "callbacks"},
+    "plugins": {"building"},
+    "training": {"module", "callbacks", "building", "plugins", "run_folder", "loggers"},
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
 HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers"}

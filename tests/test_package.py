@@ -31,7 +31,9 @@ def test_the_name_is_one_constant():
 
 def test_the_version_agrees():
     assert PROJECT["version"] == clipkit.__version__
-    assert re.search(rf"^## \[({re.escape(clipkit.__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert re.search(
+        rf"^## \[({re.escape(clipkit.__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
 
 
 @pytest.mark.parametrize("floor", ["torch>=2.10", "lightning>=2.6.6,<2.7", "open_clip_torch>=3.3,<4", "pillow>=12.3"])
