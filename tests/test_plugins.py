@@ -49,7 +49,7 @@ def test_own_losses_enter_through_python(tmp_path, tiny_model, shards):
             return features["image"].pooled.sum() * 0 + torch.tensor(2.0)
 
     config = write_config(tmp_path, tiny_model, shards)
-    overrides = {"run": str(tmp_path / "run"), "trainer.length": "1 steps"}
+    overrides = {"run": str(tmp_path / "run"), "trainer.length": "2 steps"}
     line = record(clipkit.fit(config, overrides, losses={"two": lambda scale_of: Constant()}).folder)[0]
     assert line["train/loss/two"] == 2
     with pytest.raises(ValueError, match="torchrun"):

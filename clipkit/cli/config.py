@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from clipkit.cli.errors import bad_input
-
-app = typer.Typer(help="Show, check and copy configurations.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Show, check and copy configurations.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 
 Config = Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped configuration.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Changes, as in optim.lr=1e-3 data.batch_size=4Ki.")]
@@ -23,20 +23,18 @@ def show(
     sources: Annotated[bool, typer.Option("--sources", help="Name where each value comes from.")] = False,
 ) -> None:
     """Print the resolved configuration as YAML."""
-    from clipkit.config import ConfigError, as_yaml, load_with_sources, with_sources
+    from clipkit.config import as_yaml, load_with_sources, with_sources
 
-    with bad_input(ConfigError):
-        loaded = load_with_sources(config, overrides or ())
+    loaded = load_with_sources(config, overrides or ())
     typer.echo(with_sources(loaded.config, loaded.sources) if sources else as_yaml(loaded.config), nl=False)
 
 
 @app.command()
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check a configuration; name everything that is wrong with it."""
-    from clipkit.config import ConfigError, load_config
+    from clipkit.config import load_config
 
-    with bad_input(ConfigError):
-        load_config(config, overrides or ())
+    load_config(config, overrides or ())
     typer.echo(f"{config}: no errors")
 
 
@@ -69,15 +67,16 @@ def copy(
 
     found = shipped()
     name = name.removesuffix(".yaml")
-    with bad_input(ValueError, OSError):
-        if name not in found:
-            raise ValueError(f"no shipped configuration is called {name!r}; there are: {', '.join(found) or 'none'}")
-        target = dest / Path(f"{name}.yaml").name if dest.is_dir() else dest
-        try:
-            with target.open("x", encoding="utf-8") as file:
-                file.write(found[name].read_text(encoding="utf-8"))
-        except FileExistsError:
-            raise ValueError(f"{target} exists; choose another name or remove it") from None
+    if name not in found:
+        raise ValueError(f"no shipped configuration is called {name!r}; there are: {', '.join(found) or 'none'}")
+    target = dest / Path(f"{name}.yaml").name if dest.is_dir() else dest
+    try:
+        with target.open("x", encoding="utf-8") as file:
+            file.write(found[name].read_text(encoding="utf-8"))
+    except FileExistsError:
+        raise ValueError(f"{target} exists; choose another name or remove it") from None
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written ({error.strerror}); choose another place") from None
     typer.echo(str(target))
 
 

@@ -102,7 +102,9 @@ def json_schema() -> dict[str, Any]:
         "type": "string",
         "description": "A configuration that this one starts from: a path relative to this file, or a shipped name.",
     }
-    schema["properties"]["model"] = {"anyOf": [{"type": "string"}, schema["properties"]["model"]]}
+    model = schema["properties"]["model"]
+    about = model.pop("description")
+    schema["properties"]["model"] = {"anyOf": [{"type": "string"}, model], "description": about}
     schema["required"] = []  # a base or the command line may give what the file leaves out
     return schema
 

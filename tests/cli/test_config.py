@@ -1,12 +1,12 @@
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from clipkit.cli.config import app
+from clipkit.cli.main import run
 from clipkit.config import load_config
 
 SMALL = """\
@@ -20,8 +20,14 @@ trainer: {length: 100 steps}
 """
 
 
+class Result(NamedTuple):
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture
-def call(tmp_path, monkeypatch):
+def call(tmp_path, monkeypatch, capsys):
     """Run a verb in a folder with small.yaml, where `tiny` and `other` are shipped."""
     (tmp_path / "site" / "clipkit" / "configs").mkdir(parents=True)
     (tmp_path / "site" / "clipkit" / "configs" / "tiny.yaml").write_text(SMALL)
@@ -30,7 +36,12 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr("clipkit.config.catalog.__file__", str(package / "config" / "catalog.py"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(SMALL)
-    return lambda *arguments: CliRunner().invoke(app, list(arguments))
+
+    def of(*arguments: str) -> Result:
+        code = run(["config", *arguments])
+        return Result(code, *capsys.readouterr())
+
+    return of
 
 
 def test_show_prints_what_loads_back_to_the_same(call, tmp_path):
@@ -55,7 +66,7 @@ def test_validate(call):
     result = call("validate", "small.yaml", "optim.lrr=1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(
-        "small.yaml: 1 error\n  command line: optim.lrr = 1: unknown key; did you mean 'lr'?"
+        "error: small.yaml: 1 error\n  command line: optim.lrr = 1: unknown key; did you mean 'lr'?"
     )
     assert "Traceback" not in result.stderr
     assert call("show", "nothing.yaml").exit_code == 2
@@ -77,20 +88,20 @@ def test_copy_overwrites_nothing(call, tmp_path):
     assert (tmp_path / "folder" / "tiny.yaml").read_text() == SMALL
     (tmp_path / "mine.yaml").write_text("mine")
     result = call("copy", "tiny", "mine.yaml")
-    assert (result.exit_code, result.stderr) == (2, "mine.yaml exists; choose another name or remove it\n")
+    assert (result.exit_code, result.stderr) == (2, "error: mine.yaml exists; choose another name or remove it\n")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     result = call("copy", "tinny", "x.yaml")
     assert (result.exit_code, result.stderr) == (
         2,
-        "no shipped configuration is called 'tinny'; there are: other, tiny\n",
+        "error: no shipped configuration is called 'tinny'; there are: other, tiny\n",
     )
     assert call("copy", "tiny", "no/such/folder.yaml").exit_code == 2
 
 
 def test_the_verbs_import_nothing_heavy(call):
     code = (
-        "import sys; from clipkit.cli.config import app; assert 'pydantic' not in sys.modules\n"
-        "app(['validate', 'small.yaml'], standalone_mode=False)\n"
+        "import sys; from clipkit.cli.main import run; assert 'pydantic' not in sys.modules\n"
+        "assert run(['config', 'validate', 'small.yaml']) == 0\n"
         "heavy = {'torch', 'lightning', 'numpy'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
