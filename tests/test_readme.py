@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple, get_args, get_origin
 
-import click
 import numpy as np
 import pytest
 import typer
@@ -31,6 +30,9 @@ SMALLER = {  # what the README says, and what stands in its place here, so that 
     "every: 20 steps": "every: 2 steps",
     "32 epochs, micro_batch: 64": "2 epochs, micro_batch: 4",
 }
+UsageError = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"
+)  # typer's copy of click's
 BLOCK = re.compile(r"(?:^<!-- (?P<note>[^\n]+?) -->\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
@@ -47,7 +49,7 @@ class Block(NamedTuple):
 
 
 BLOCKS = [Block(m["kind"], m["text"], m["note"] or "") for m in BLOCK.finditer(README)]
-INLINE = sorted({code for code in re.findall(r"`(clipkit [^`]+)`", re.sub(BLOCK, "", README))})
+INLINE = sorted(set(re.findall(r"`(clipkit [^`]+)`", re.sub(BLOCK, "", README))))
 
 
 def commands(text):
@@ -91,15 +93,14 @@ def test_commands_inside_sentences_parse(code):
     (arguments,) = commands(code)
     try:
         parse(arguments)
-    except Exception as error:
-        assert type(error).__name__ in ("MissingParameter", "NoArgsIsHelpError"), (
-            error
-        )  # `clipkit data pack` names a verb
+    except UsageError as error:
+        if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):  # `clipkit data pack` names a verb
+            raise
 
 
 def test_a_command_that_is_none_does_not_parse():
     for wrong in (["fitt", "a.yaml"], ["fit", "a.yaml", "--no-such-option"], ["data", "unpack", "x"]):
-        with pytest.raises((click.ClickException, Exception), match=r"(?i)no such"):
+        with pytest.raises(UsageError, match=r"(?i)no such"):
             parse(wrong)
 
 
