@@ -25,6 +25,7 @@ from clipkit.towers.base import Features, Tokenize, Tower, unit
 
 CONFIG_FILE = "open_clip_config.json"
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
+_TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 class ImageTower(Tower):
@@ -212,6 +213,7 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any]) -> OpenCl
 
     if "multimodal_cfg" in config:
         raise ValueError(f"{name} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
+    _refuse_tokenizer_code(name, config)
     try:
         with _quiet():
             model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
@@ -224,6 +226,18 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any]) -> OpenCl
     return OpenClipPair(
         image, TextTower(model.text), tokenize, preprocess, config, float(model.logit_scale.detach()), learned_bias
     )
+
+
+def _refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:
+    """A configuration may come from a stranger, and open_clip hands ``tokenizer_kwargs`` on: ``trust_remote_code`` would run their code."""
+    text = config.get("text_cfg")
+    options = (text.get("tokenizer_kwargs") if isinstance(text, Mapping) else None) or {}
+    unknown = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, Mapping) else [str(options)]
+    if unknown:
+        raise ValueError(
+            f"{name}: text_cfg.tokenizer_kwargs holds {', '.join(unknown)}, which is not taken from a configuration; "
+            f"allowed: {', '.join(sorted(_TOKENIZER_OPTIONS))}"
+        )
 
 
 def _trimmable(model: nn.Module) -> str | None:
