@@ -114,7 +114,8 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         color_jitter_prob=spec.color_jitter_prob,
         grayscale=spec.grayscale,
         affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
-        fill={"white": 255, "black": 0}[spec.fill],
+        fill=spec.fill,
+        interpolation=preprocess.interpolation,
     )
     return ShardDataModule(
         train=[_source(name, spec, cache) for name, spec in config.data.train.items()],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -31,7 +31,6 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Extensions = Annotated[Texts, AfterValidator(_known_form)]
-Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
 ShareAboveZero = Annotated[Share, Field(gt=0)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
@@ -79,9 +78,7 @@ class AugmentSpec(Spec):
     color_jitter_prob: Share = Field(1.0, description="Probability of the colour jitter, where one is set.")
     grayscale: Share = Field(0.0, description="Probability of a grey image.")
     affine: AffineSpec | None = Field(None, description="A random affine warp.")
-    fill: Channel | tuple[Channel, Channel, Channel] = Field(
-        255, description="Colour of what an affine warp uncovers, 0 to 255: one grey, or red, green and blue."
-    )
+    fill: Literal["white", "black"] = Field("white", description="What an affine warp uncovers.")
 
 
 class DataSpec(Spec):
