@@ -8,7 +8,7 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset
 
-from clipkit.evaluation.datasets import task_of, open_classification, open_retrieval
+from clipkit.evaluation.datasets import open_classification, open_retrieval, task_of
 
 from .conftest import COLOURS, png
 
