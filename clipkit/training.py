@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 
 from clipkit import distributed
 from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks
@@ -166,9 +167,34 @@ def _trainer(
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import DDPStrategy
 
+    config = run.config
+    world = run.ranks[0] * run.ranks[1]
+    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run))
+    silent = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="gpu" if uses_gpu(config) else "cpu",
+        devices=run.ranks[0],
+        num_nodes=run.ranks[1],
+        strategy=DDPStrategy(find_unused_parameters=False) if world > 1 else "auto",
+        precision=config.trainer.precision,
+        max_epochs=1,
+        logger=False,
+        callbacks=_callbacks(run, module, agreement, figures),
+        plugins=[checkpoint_io],
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        gradient_clip_val=config.optim.clip_norm,
+        deterministic=config.trainer.deterministic,
+        default_root_dir=run.folder,
+        **(silent | config.trainer.lightning),
+    )
+    return trainer, checkpoint_io
+
+
+def _callbacks(run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
+    """What acts at the end of a step, in this order."""
     config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
     window = max(1, run.in_steps(config.logging.every))
-    world = run.ranks[0] * run.ranks[1]
     metrics = MetricsLog(
         folder=run.folder,
         every=window,
@@ -180,53 +206,28 @@ def _trainer(
     tasks = build_tasks(config, module, run.pair)
     if config.data.val:
         tasks[""] = lambda: validation_loss(module, run.data)
-    evaluate_every, save_every = run.in_samples(config.evaluate.every), run.in_samples(config.checkpoint.every)
-    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run))
-    callbacks = [
-        DataAccount(data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size),
-        agreement,
-        metrics,
-        Evaluate(
-            tasks=tasks,
-            every=evaluate_every,
-            batch_size=batch_size,
-            steps=steps,
-            agreement=agreement,
-            metrics=metrics,
-            figures=figures,
-        ),
-        SaveCheckpoints(
-            folder=run.folder / "checkpoints",
-            every=save_every,
-            batch_size=batch_size,
-            steps=steps,
-            keep_last=config.checkpoint.keep_last,
-            keep_best=config.checkpoint.keep_best,
-            best=config.best_figure,
-            agreement=agreement,
-            figures=figures,
-        ),
-    ]
-    trainer = Trainer(
-        accelerator="gpu" if uses_gpu(config) else "cpu",
-        devices=run.ranks[0],
-        num_nodes=run.ranks[1],
-        strategy=DDPStrategy(find_unused_parameters=False) if world > 1 else "auto",
-        precision=config.trainer.precision,
-        max_epochs=1,
-        logger=False,
-        callbacks=callbacks,
-        plugins=[checkpoint_io],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        gradient_clip_val=config.optim.clip_norm,
-        deterministic=config.trainer.deterministic,
-        default_root_dir=run.folder,
-        **config.trainer.lightning,
+    evaluate = Evaluate(
+        tasks=tasks,
+        every=run.in_samples(config.evaluate.every),
+        batch_size=batch_size,
+        steps=steps,
+        agreement=agreement,
+        metrics=metrics,
+        figures=figures,
     )
-    return trainer, checkpoint_io
+    save = SaveCheckpoints(
+        folder=run.folder / "checkpoints",
+        every=run.in_samples(config.checkpoint.every),
+        batch_size=batch_size,
+        steps=steps,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best=config.best_figure,
+        agreement=agreement,
+        figures=figures,
+    )
+    account = DataAccount(data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size)
+    return [account, agreement, metrics, evaluate, save]
 
 
 def _clocks(config: RunConfig) -> dict[str, float]:

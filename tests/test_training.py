@@ -270,3 +270,10 @@ def test_evaluation_runs_inside_fit_and_decides_the_best(tmp_path, tiny_model, s
     assert evaluated[-1]["val/loss"] > 0
     assert run.figures["val/parity/acc1"] == evaluated[-1]["val/parity/acc1"]
     assert clipkit.evaluate(run.folder, data=photos)["acc1"] == evaluated[-1]["val/parity/acc1"]
+
+
+def test_allowed_lightning_keys_reach_the_trainer(config, tmp_path):
+    keys = ("enable_progress_bar", "enable_model_summary", "benchmark", "detect_anomaly")
+    overrides = [f"trainer.lightning.{key}=false" for key in keys]
+    outcome = clipkit.fit(config, [*overrides, "trainer.length=2 steps", f"run={tmp_path / 'run'}"])
+    assert (outcome.code, outcome.step) == (0, 2)

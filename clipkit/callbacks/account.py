@@ -50,7 +50,7 @@ class DataAccount(Callback):
             self.said[record.cause] += 1
             if self.said[record.cause] <= 3:
                 say(
-                    f"warning: bad sample {record.key} in {record.shard} ({record.cause}); a substitute trains in its place"
+                    f"warning: bad sample {record.key!r} in {record.shard} ({record.cause}); a substitute trains in its place"
                 )
         if trainer.global_step % self.every == 0:
             self._check(trainer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -31,6 +31,8 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Extensions = Annotated[Texts, AfterValidator(_known_form)]
+Channel = Annotated[int, Field(strict=True, ge=0, le=255)]
+ShareAboveZero = Annotated[Share, Field(gt=0)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
@@ -66,7 +68,9 @@ class AffineSpec(Spec):
 class AugmentSpec(Spec):
     """Random changes of training images; drawn by the sample's position, so resumed runs draw the same."""
 
-    scale: Range = Field((0.9, 1.0), description="Range of the crop's share of the image's area.")
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(_ordered)] = Field(
+        (0.9, 1.0), description="Range of the crop's share of the image's area."
+    )
     ratio: Range = Field((3 / 4, 4 / 3), description="Range of the crop's width over height.")
     flip: Share = Field(0.0, description="Probability of a mirror image; captions that say left or right forbid it.")
     color_jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[NotNegative, Field(le=0.5)]] | None = Field(
@@ -75,7 +79,9 @@ class AugmentSpec(Spec):
     color_jitter_prob: Share = Field(1.0, description="Probability of the colour jitter, where one is set.")
     grayscale: Share = Field(0.0, description="Probability of a grey image.")
     affine: AffineSpec | None = Field(None, description="A random affine warp.")
-    fill: Literal["white", "black"] = Field("white", description="What an affine warp uncovers.")
+    fill: Channel | tuple[Channel, Channel, Channel] = Field(
+        255, description="Colour of what an affine warp uncovers, 0 to 255: one grey, or red, green and blue."
+    )
 
 
 class DataSpec(Spec):

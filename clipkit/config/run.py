@@ -112,7 +112,10 @@ def _arithmetic_faults(config: RunConfig) -> list[Fault]:
         ranks = trainer.devices * trainer.nodes
         near = " or ".join(str(x) for x in (size // ranks * ranks, -(-size // ranks) * ranks) if x)
         faults.append(
-            (("data", "batch_size"), f"is no multiple of the {ranks} ranks (trainer.devices x trainer.nodes); take {near}")
+            (
+                ("data", "batch_size"),
+                f"is no multiple of the {ranks} ranks (trainer.devices x trainer.nodes); take {near}",
+            )
         )
     warmup, length = config.optim.warmup, trainer.length
     if warmup.unit == length.unit and warmup.value > length.value:

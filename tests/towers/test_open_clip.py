@@ -108,3 +108,30 @@ def test_broken_configurations_are_named(tmp_path):
         build_pair(str(path))
     with pytest.raises(ValueError, match="does not hold weights of this model"):
         load_open_clip_state_dict(pair_from_config(VIT), {}, place="weights.pt")
+
+
+def test_a_hostile_tokenizer_in_a_model_folder_does_not_run(tmp_path):
+    text = VIT["text_cfg"] | {"hf_tokenizer_name": "any", "tokenizer_kwargs": {"trust_remote_code": True}}
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": VIT | {"text_cfg": text}, "preprocess_cfg": {}})
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        build_pair(str(folder))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pair_from_config(VIT | {"text_cfg": text})
+    assert not marker.exists()
+    with pytest.raises(AttributeError):
+        open_clip.get_tokenizer(f"local-dir:{folder}")  # the control: the trap is real
+    assert marker.exists()
+
+
+def test_the_tokenizer_options_of_open_clip_s_own_models_are_allowed():
+    from clipkit.towers.open_clip import _refuse_tokenizer_code
+
+    for name in open_clip.list_models():
+        _refuse_tokenizer_code(name, open_clip.get_model_config(name))

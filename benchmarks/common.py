@@ -1,0 +1,53 @@
+"""What every benchmark shares: its options, its bounds, its last line and its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BOUNDS = Path(__file__).resolve().with_name("bounds.json")
+
+
+def quick(description: str) -> bool:
+    """Read the command line; whether ``--quick`` was given."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions, the same bounds")
+    return bool(parser.parse_args().quick)
+
+
+def figure(values: Sequence[float], value: float | None = None) -> dict[str, float]:
+    """Several measurements of one thing: their median (or ``value``) and how far they spread."""
+    return {"value": statistics.median(values) if value is None else value, "min": min(values), "max": max(values)}
+
+
+def finish(benchmark: str, *, peer: str, figures: Mapping[str, Mapping[str, float]], device: str | None = None) -> int:
+    """Hold the figures against ``bounds.json``, print the last line, and return the exit code: 0 where every bound holds, else 1."""
+    bounds = json.loads(BOUNDS.read_text())[benchmark]
+    at_least, at_most = bounds.get("at_least", {}), bounds.get("at_most", {})
+    held = all(figures[key]["value"] >= bound for key, bound in at_least.items())
+    held = held and all(figures[key]["value"] <= bound for key, bound in at_most.items())
+    line: dict[str, Any] = {
+        "benchmark": benchmark,
+        "device": device or cpu_name(),
+        "peer": peer,
+        "figures": figures,
+        "at_least": at_least,
+        "at_most": at_most,
+        "held": held,
+    }
+    print(json.dumps(line))
+    return 0 if held else 1
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,58 @@
+"""Benchmarks end with one line of JSON of the agreed shape. No timing is held here: a busy machine would decide."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("common", "__main__", "__init__")
+)
+BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
+
+
+def run(*arguments):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+    )
+
+
+def test_every_benchmark_has_bounds():
+    assert set(SCRIPTS) == set(BOUNDS)
+    for bounds in BOUNDS.values():
+        assert set(bounds) <= {"at_least", "at_most"}
+        assert all(isinstance(value, int | float) for group in bounds.values() for value in group.values())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_last_line_is_one_object(script):
+    done = run(f"benchmarks/{script}.py", "--quick")
+    assert done.returncode in (0, 1), done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert set(result) == {"benchmark", "device", "peer", "figures", "at_least", "at_most", "held"}
+    assert result["benchmark"] == script
+    assert done.returncode == (0 if result["held"] else 1)
+    assert {"at_least": {}, "at_most": {}} | BOUNDS[script] == {k: result[k] for k in ("at_least", "at_most")}
+    assert {**result["at_least"], **result["at_most"]}.keys() <= result["figures"].keys()
+    for value in result["figures"].values():
+        assert set(value) == {"value", "min", "max"}
+        assert value["min"] <= value["max"]
+
+
+def test_a_bound_that_does_not_hold_is_a_failure(tmp_path):
+    code = (
+        "import sys, json; sys.path.insert(0, 'benchmarks'); import common, pathlib\n"
+        f"common.BOUNDS = pathlib.Path({str(tmp_path / 'bounds.json')!r})\n"
+        "sys.exit(common.finish('x', peer='p', figures={'k': common.figure([1, 2, 3])}))"
+    )
+    for bounds, expected in (({"at_most": {"k": 2}}, 0), ({"at_most": {"k": 1.9}}, 1), ({"at_least": {"k": 2.1}}, 1)):
+        (tmp_path / "bounds.json").write_text(json.dumps({"x": bounds}))
+        done = run("-c", code)
+        assert done.returncode == expected, done.stderr
+        assert json.loads(done.stdout)["held"] is (expected == 0)
+        assert json.loads(done.stdout)["figures"]["k"] == {"value": 2, "min": 1, "max": 3}

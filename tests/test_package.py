@@ -1,0 +1,97 @@
+"""The package says the same of itself everywhere, and a wheel holds what it needs."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import clipkit
+from clipkit.config import DISTRIBUTION
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_name_is_one_constant():
+    assert PROJECT["name"] == DISTRIBUTION
+    assert PROJECT["scripts"] == {"clipkit": "clipkit.__main__:main"}
+    elsewhere = [
+        path.relative_to(ROOT)
+        for path in sorted((ROOT / "clipkit").rglob("*.py"))
+        if DISTRIBUTION in path.read_text() and path.name != "names.py"
+    ]
+    assert not elsewhere, f"{DISTRIBUTION} is spelled out again in {elsewhere}; use clipkit.config.names.DISTRIBUTION"
+
+
+def test_the_version_agrees():
+    assert PROJECT["version"] == clipkit.__version__
+    assert re.search(
+        rf"^## \[({re.escape(clipkit.__version__)}|Unreleased)\]", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+
+
+@pytest.mark.parametrize("floor", ["torch>=2.10", "lightning>=2.6.6,<2.7", "open_clip_torch>=3.3,<4", "pillow>=12.3"])
+def test_bounds_that_have_a_reason_stand(floor):
+    assert floor in PROJECT["dependencies"]
+
+
+def test_constraints_satisfy_the_dependencies():
+    pinned = dict(
+        line.split("==")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    names = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["dependencies"]}
+    canonical = {name.lower().replace("_", "-") for name in pinned}
+    missing = {name for name in names if name.lower().replace("_", "-") not in canonical}
+    assert not missing, f"constraints.txt pins no version of {sorted(missing)}"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling is not installed")
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_a_wheel_holds_what_clipkit_reads(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
+    configs = {f"clipkit/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert configs, "no configuration is shipped"
+    needed = {"clipkit/py.typed", "clipkit/demo/emoji.zip", "clipkit/demo/NOTICE", "clipkit/__main__.py"} | configs
+    assert needed <= names, f"missing from the wheel: {sorted(needed - names)}"
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "clipkit").rglob("*.py")}
+    assert modules <= names
+    assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
+    assert f"Name: {DISTRIBUTION}" in metadata
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert any(name.endswith("licenses/clipkit/demo/NOTICE") for name in names)
+
+
+def test_an_unpacked_wheel_finds_its_configurations(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "clipkit", "config", "list"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {
+        path.stem for path in (ROOT / "configs").glob("*.yaml")
+    }
