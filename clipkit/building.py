@@ -14,6 +14,7 @@ import torch
 from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
+from clipkit.config.catalog import shipped_folder
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
@@ -39,10 +40,18 @@ LossFactory = Callable[[Callable[[tuple[str, str]], LogitScale]], Loss]
 def build_model(config: RunConfig) -> OpenClipPair:
     """The towers that ``model:`` names, seeded where their weights are random."""
     torch.manual_seed(config.seed)
-    pair, source, notes = load_pair(config.model.name, config.model.pretrained)
+    pair, source, notes = load_pair(shipped_model(config.model.name), config.model.pretrained)
     for note in notes:
         say(note if source else f"{config.model.name}: training starts from random weights (seed {config.seed})")
     return pair
+
+
+def shipped_model(name: str) -> str:
+    """A model's name as it is, or the file of that name beside the shipped configurations, where no such file lies here."""
+    folder = shipped_folder()
+    if name.endswith(".json") and not Path(name).exists() and folder is not None and (folder / name).is_file():
+        return str(folder / name)
+    return name
 
 
 def build_module(
@@ -106,6 +115,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         grayscale=spec.grayscale,
         affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
         fill=spec.fill,
+        interpolation=preprocess.interpolation,
     )
     return ShardDataModule(
         train=[_source(name, spec, cache) for name, spec in config.data.train.items()],

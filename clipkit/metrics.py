@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE = 2048  # rows and columns of scores held at once: 2048 x 2048 float64 is 32 MiB
+TILE = 1024  # rows and columns of scores held at once: 1024 x 1024 float64 is 8 MiB
 
 
 class Ranks(NamedTuple):

@@ -15,7 +15,7 @@ from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_co
 
 CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environment.json", "stopped.json"
 MAY_CHANGE = (
-    "run",
+    "run:",
     "data.workers",
     "data.cache",
     "data.trace",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import traceback
 
-import click
+import typer
 
+# typer brings its own copy of click; this is that copy's base of all usage errors
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -17,14 +19,14 @@ def exit_code(error: BaseException) -> tuple[int, str]:
         >>> exit_code(ValueError("batch_size=3 is no multiple of the 2 ranks"))
         (2, 'error: batch_size=3 is no multiple of the 2 ranks')
     """
-    if isinstance(error, click.exceptions.Exit):
+    if isinstance(error, typer.Exit):
         return error.exit_code, ""
-    if isinstance(error, click.ClickException):
-        error.show()
+    if isinstance(error, _UsageError):
+        error.show()  # type: ignore[attr-defined]
         return BAD_INPUT, ""
     if isinstance(error, SystemExit):
         return (error.code if isinstance(error.code, int) else FAILURE), ""
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, "interrupted"
     if os.environ.get("CLIPKIT_TRACEBACK"):
         return (BAD_INPUT if isinstance(error, ValueError) else FAILURE), "".join(traceback.format_exception(error))

@@ -34,7 +34,9 @@ def demo(
     """Train, evaluate, prove and export on the embedded data, offline."""
     from clipkit.demo.story import tell
 
-    tell(out or Path("runs") / ("demo-quick" if quick else "demo"), quick=quick)
+    code = tell(out or Path("runs") / ("demo-quick" if quick else "demo"), quick=quick)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(context_settings={"ignore_unknown_options": False})

@@ -9,7 +9,7 @@ from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
 from clipkit.config.losses import InfoNCESpec, LossSpec
 from clipkit.config.model import ModelSpec, split_model
-from clipkit.config.names import DISTRIBUTION, MAY_CHANGE_ON_RESUME
+from clipkit.config.names import DISTRIBUTION
 from clipkit.config.optim import OptimSpec
 from clipkit.config.report import ConfigError, Place, Problem
 from clipkit.config.run import RunConfig
@@ -19,7 +19,6 @@ from clipkit.config.write import as_yaml, describe_difference, flatten, json_sch
 
 __all__ = [
     "DISTRIBUTION",
-    "MAY_CHANGE_ON_RESUME",
     "AffineSpec",
     "AugmentSpec",
     "CheckpointSpec",

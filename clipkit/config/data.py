@@ -31,6 +31,7 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 
 Extensions = Annotated[Texts, AfterValidator(_known_form)]
+ShareAboveZero = Annotated[Share, Field(gt=0)]
 Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
 
 
@@ -66,7 +67,9 @@ class AffineSpec(Spec):
 class AugmentSpec(Spec):
     """Random changes of training images; drawn by the sample's position, so resumed runs draw the same."""
 
-    scale: Range = Field((0.9, 1.0), description="Range of the crop's share of the image's area.")
+    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(_ordered)] = Field(
+        (0.9, 1.0), description="Range of the crop's share of the image's area."
+    )
     ratio: Range = Field((3 / 4, 4 / 3), description="Range of the crop's width over height.")
     flip: Share = Field(0.0, description="Probability of a mirror image; captions that say left or right forbid it.")
     color_jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[NotNegative, Field(le=0.5)]] | None = Field(

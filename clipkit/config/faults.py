@@ -30,6 +30,7 @@ _WORDS = {
     "string_type": "must be a text",
     "tuple_type": "must be a list",
 }
+_TYPES = frozenset(words for kind, words in _WORDS.items() if kind.endswith("_type"))
 ABSENT = object()
 
 
@@ -51,7 +52,12 @@ def problems_of(
             if before is not None and before.message != problem.message:  # the branches of a union, each with its wish
                 problem = Problem(problem.place, problem.path, f"{before.message}, or {problem.message}", problem.value)
             found[problem.path] = problem
-    return list(found.values())
+    # of a union that chooses by type, the branch that got further is the one that was meant
+    return [fault for fault in found.values() if not (fault.message in _TYPES and _is_above(fault.path, found))]
+
+
+def _is_above(path: Path, found: Mapping[Path, Problem]) -> bool:
+    return any(len(other) > len(path) and other[: len(path)] == path for other in found)
 
 
 def _problems_of_one(

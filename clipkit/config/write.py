@@ -69,15 +69,12 @@ def flatten(config: RunConfig | Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def describe_difference(
-    old: RunConfig | Mapping[str, Any], new: RunConfig | Mapping[str, Any], *, ignore: tuple[str, ...] = ()
-) -> list[str]:
+def describe_difference(old: RunConfig | Mapping[str, Any], new: RunConfig | Mapping[str, Any]) -> list[str]:
     """Name what differs, key by key.
 
     Args:
         old: A configuration.
         new: Another.
-        ignore: Dotted keys to leave out, each with all below it.
 
     Returns:
         Lines such as `optim.lr: 0.001 -> 0.0005`; none if the two agree.
@@ -85,8 +82,6 @@ def describe_difference(
     before, after = flatten(old), flatten(new)
     lines = []
     for key in [*before, *(key for key in after if key not in before)]:
-        if any(key == name or key.startswith(f"{name}.") for name in ignore):
-            continue
         left, right = before.get(key, _ABSENT), after.get(key, _ABSENT)
         if left != right:
             lines.append(f"{key}: {_text(left)} -> {_text(right)}")

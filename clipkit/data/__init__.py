@@ -1,1 +1,1 @@
-"""data of clipkit."""
+"""Sources of plain WebDataset tars to batches: index, plan, decode, augment, load, account."""

@@ -21,8 +21,9 @@ from clipkit.data.transforms import INTERPOLATIONS, resize
 
 _TRIES = 10
 # columns of a sample's draws; a new augmentation takes the next, so that switching one on changes no other
-_PLACE, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _AFFINE, _COUNT = 20, 22, 23, 24, 28, 32, 33, 40
-_CHUNK = 64  # images changed at once: their floats stay in the processor's cache
+_PLACE, _FLIP, _JITTER, _FACTORS, _GREY, _AFFINE, _COUNT = 20, 22, 23, 24, 28, 29, 34
+_CHUNK = 1 << 16  # pixels changed at once: their floats stay in the processor's cache
+FILLS = {"white": 255, "black": 0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Augment:
         color_jitter_prob: Probability that an image's colours are changed.
         grayscale: Probability that an image loses its colours.
         affine: A small random move; None is off.
-        fill: Colour of what a move uncovers, 0 to 255: one grey, or red, green and blue.
+        fill: ``white`` or ``black``: what a move uncovers.
         interpolation: ``bicubic`` or ``bilinear``, of the crop's resize.
     """
 
@@ -107,7 +108,7 @@ class Augment:
     color_jitter_prob: float = 1.0
     grayscale: float = 0.0
     affine: Affine | None = None
-    fill: int | tuple[int, int, int] = 255
+    fill: str = "white"
     interpolation: str = "bicubic"
 
     def __post_init__(self) -> None:
@@ -115,8 +116,9 @@ class Augment:
             raise ValueError(f"scale={self.scale}: shares of the area, so 0 < low <= high <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio}: width over height, so 0 < low <= high")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation={self.interpolation!r} is none of {', '.join(INTERPOLATIONS)}")
+        for value, allowed in ((self.fill, FILLS), (self.interpolation, INTERPOLATIONS)):
+            if value not in allowed:
+                raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
 
     def __call__(self, images: Sequence[Tensor], *, seed: int, positions: NDArray[np.int64], view: int = 0) -> Tensor:
         """Augment.
@@ -137,8 +139,9 @@ class Augment:
         for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
             out[row] = resize(image[:, top : top + height, left : left + width], *self.size, self.interpolation)
         if self.flip or self.color_jitter or self.grayscale or self.affine:
-            for start in range(0, len(images), _CHUNK):
-                chunk = slice(start, start + _CHUNK)
+            step = max(1, _CHUNK // (self.size[0] * self.size[1]))
+            for start in range(0, len(images), step):
+                chunk = slice(start, start + step)
                 out[chunk] = self._change(out[chunk], draws[chunk])
         return out
 
@@ -151,12 +154,12 @@ class Augment:
             return images
         pixels = images.float()
         if self.color_jitter:
-            jitter(pixels, self._factors(draws), draws[:, _ORDER : _ORDER + 4].argsort(1, kind="stable"))
+            jitter(pixels, self._factors(draws))
         if self.grayscale:
             greyed = torch.from_numpy(np.nonzero(draws[:, _GREY] < self.grayscale)[0])
             pixels[greyed] = grey(pixels[greyed]).expand(-1, 3, -1, -1)
         if self.affine:
-            pixels = _move(pixels, _matrices(self.affine, draws[:, _AFFINE:], self.size), self.fill)
+            pixels = _move(pixels, _matrices(self.affine, draws[:, _AFFINE:], self.size), FILLS[self.fill])
         return pixels.add_(0.5).floor_().clamp_(0, 255).to(torch.uint8)
 
     def _factors(self, draws: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -182,16 +185,14 @@ def _matrices(affine: Affine, draws: NDArray[np.float64], size: tuple[int, int])
     return np.concatenate([linear, offset[:, :, None]], 2).astype(np.float32)
 
 
-def _move(pixels: Tensor, matrices: NDArray[np.float32], fill: int | tuple[int, int, int]) -> Tensor:
+def _move(pixels: Tensor, matrices: NDArray[np.float32], fill: int) -> Tensor:
     """Resample float32 (B, 3, H, W) bilinearly through the maps (B, 2, 3)."""
-    colour = torch.tensor(fill, dtype=torch.float32).view(-1, 1, 1)
     height, width = pixels.shape[2:]
-    maps = torch.from_numpy(matrices)[:, :, :, None, None]
-    x = torch.arange(width, dtype=torch.float32) - (width - 1) / 2
-    y = (torch.arange(height, dtype=torch.float32) - (height - 1) / 2)[:, None]
-    # elementwise, not affine_grid: its matrix product may round by the size of the batch
-    across = (maps[:, 0, 0] * x + maps[:, 0, 1] * y + maps[:, 0, 2]) * (2 / width)
-    along = (maps[:, 1, 0] * x + maps[:, 1, 1] * y + maps[:, 1, 2]) * (2 / height)
-    grid = torch.stack([across, along], 3)
-    moved = F.grid_sample(pixels - colour, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return moved + colour
+    # to grid_sample's units: from -1 to 1 over the image
+    maps = torch.from_numpy(matrices * np.array([[[2 / width], [2 / height]]], np.float32))[:, None, None]
+    x = (torch.arange(width, dtype=torch.float32) - (width - 1) / 2)[:, None]
+    y = (torch.arange(height, dtype=torch.float32) - (height - 1) / 2)[:, None, None]
+    # elementwise, not affine_grid: its matrix product may round by the size of the batch; (B, 1, W, 2) + (B, H, 1, 2)
+    grid = (maps[..., 0] * x + maps[..., 2]) + maps[..., 1] * y
+    moved = F.grid_sample(pixels - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return moved + fill

@@ -42,35 +42,33 @@ def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
 def _hue(pixels: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue by a share of the circle, through HSV."""
     red, green, blue = pixels[:, 0:1], pixels[:, 1:2], pixels[:, 2:3]
-    value, low = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
-    spread = value - low
-    safe = torch.where(spread == 0, torch.ones_like(spread), spread)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    spread = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = spread.clamp(min=1e-6)  # a grey pixel has no hue, and any is right for it
     sector = torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4)
     sector = torch.where(value == red, (green - blue) / safe, sector) + turn * 6
-    # channel n of HSV back to RGB: value - spread * clip(min(k, 4 - k), 0, 1) with k = (n + sector) mod 6
-    channels = []
-    for offset in (5, 3, 1):
-        k = torch.remainder(sector + offset, 6)
-        channels.append(value - spread * torch.minimum(k, 4 - k).clamp_(0, 1))
-    return torch.cat(channels, 1)
+    sector -= (sector / 6).floor_() * 6
+    # HSV back to RGB: how far the hue is from each channel's own sixth
+    grown = ((sector - 3).abs_() - 1, 2 - (sector - 2).abs_(), 2 - (sector - 4).abs_())
+    return torch.cat([value - spread * (1 - share.clamp_(0, 1)) for share in grown], 1)
 
 
-_CHANGES = (_brightness, _contrast, _saturation, _hue)
-
-
-def jitter(pixels: Tensor, factors: NDArray[np.float32], order: NDArray[np.int64]) -> None:
+def jitter(pixels: Tensor, factors: NDArray[np.float32]) -> None:
     """Brightness, contrast, saturation and hue, in place.
+
+    torchvision draws the order of the four as well; one order for all keeps the batch in one piece.
 
     Args:
         pixels: float32 (B, 3, H, W) in 0 to 255.
         factors: Per image the three factors (1 changes nothing) and the turn of the hue (0 changes nothing), (B, 4).
-        order: Per image the order of the four, (B, 4).
     """
-    neutral = np.array([1, 1, 1, 0], np.float32)
-    for step in range(4):
-        for change in range(4):
-            (rows,) = np.nonzero((order[:, step] == change) & (factors[:, change] != neutral[change]))
-            if len(rows):
-                index = torch.from_numpy(rows)
-                factor = torch.from_numpy(factors[rows, change]).view(-1, 1, 1, 1)
-                pixels[index] = _CHANGES[change](pixels[index], factor)
+    rows = torch.from_numpy(np.flatnonzero((factors != np.array([1, 1, 1, 0], np.float32)).any(1)))
+    if len(rows) == 0:
+        return
+    changed = pixels if len(rows) == len(pixels) else pixels[rows]
+    every = torch.from_numpy(factors)[rows, :, None, None, None]
+    for column, change in enumerate((_brightness, _contrast, _saturation)):
+        changed = change(changed, every[:, column])
+    if factors[:, 3].any():
+        changed = _hue(changed, every[:, 3])
+    pixels[rows] = changed

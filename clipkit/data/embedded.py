@@ -92,8 +92,8 @@ def words(name: str) -> str:
 def captions(concept: Concept) -> list[str]:
     """What a picture of the concept may be called; the first is its label.
 
-    The label stands in three of eight, so that names are learnt; the rest teaches the words that unseen concepts share
-    with seen ones: tags and the subgroup.
+    Names are more than half of the list, so that they are learnt; the rest teaches the words that unseen concepts share
+    with seen ones: tags, three at a time, and the subgroup. All are short: a text tower pays for the longest of a batch.
     """
     label, kind = concept.label, words(concept.subgroup)
     tags = [tag for tag in concept.tags if tag.lower() not in label.lower()] or [label]
@@ -103,7 +103,7 @@ def captions(concept: Concept) -> list[str]:
         label,
         f"a drawing of {label}",
         f"{label} emoji",
-        *(", ".join(tags[start::3]) for start in range(min(3, len(tags)))),
+        *(", ".join(tags[start : start + 3]) for start in range(0, min(9, len(tags)), 3)),
         kind,
     ]
 

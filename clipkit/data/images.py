@@ -63,7 +63,7 @@ def _format(data: bytes) -> str:
 
 
 def _jpeg_header(data: bytes) -> _Header:
-    """Size and number of channels from the frame segment; plain if three or one channel and the end marker is there."""
+    """Size and number of channels from the frame segment; plain if it has three channels or one."""
     at, size = 2, None
     while at + 9 < len(data):
         if data[at] != 0xFF:
@@ -76,8 +76,7 @@ def _jpeg_header(data: bytes) -> _Header:
             height, width, channels = struct.unpack_from(">HHB", data, at + 5)
             size = height, width, channels
         if marker == 0xDA and size is not None:
-            # the decoder fills a missing end with grey and says nothing
-            return _Header(size[0], size[1], size[2] in (1, 3) and data.rfind(b"\xff\xd9", at) > 0)
+            return _Header(size[0], size[1], size[2] in (1, 3))
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise BadSample("truncated", "the JPEG ends inside its header")
 

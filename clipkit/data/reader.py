@@ -80,7 +80,8 @@ class ShardReader:
         catalogue = self.catalogues[source]
         path = catalogue.path(shard)
         index = load_index(path, self.cache)
-        if index.fingerprint.encode() != bytes(catalogue.fingerprints[shard]):
+        counted = int(catalogue.counts[shard]), bytes(catalogue.fingerprints[shard])
+        if (len(index), index.fingerprint.encode()) != counted:
             text = (
                 f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
             )

@@ -12,10 +12,10 @@ from typing import NamedTuple
 BLOCK = 512
 _LARGEST_EXTENSION = 1 << 20  # a long name or a PAX record; real ones are below a few kilobytes
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_REGULAR = (b"0", b"\0", b"7")
-_LINKS = (b"1", b"2")
-_WITHOUT_DATA = (*_LINKS, b"3", b"4", b"5", b"6")
-_EXTENSIONS = (b"L", b"K", b"x", b"X", b"g")  # headers about the file that follows them
+_REGULAR = frozenset((b"0", b"\0", b"7"))
+_LINKS = frozenset((b"1", b"2"))
+_WITHOUT_DATA = _LINKS | {b"3", b"4", b"5", b"6"}
+_EXTENSIONS = frozenset((b"L", b"K", b"x", b"X", b"g"))  # headers about the file that follows them
 
 
 class ShardError(ValueError):
@@ -125,7 +125,7 @@ def _refuse_compressed(fd: int, path: str) -> None:
 
 
 def _refuse_unreadable(kind: bytes, name: bytes, pax: dict[bytes, bytes], path: str, offset: int) -> None:
-    if kind == b"S" or any(key.startswith(b"GNU.sparse") for key in pax):
+    if kind == b"S" or (pax and any(key.startswith(b"GNU.sparse") for key in pax)):
         raise _fail(path, offset, f"{name!r} is stored sparse", "pack it again without --sparse")
     if kind in _LINKS:
         raise _fail(path, offset, f"{name!r} is a link", "pack it again with --dereference --hard-dereference")
@@ -152,7 +152,7 @@ def members(fd: int, path: str) -> Iterator[Member]:
     once: dict[bytes, bytes] = {}  # of the next file alone
     while (header := _read_header(fd, path, offset)) is not None:
         kind, data = header[156:157], offset + BLOCK
-        pax = {} if kind in _EXTENSIONS else {**always, **once}
+        pax = {**always, **once} if kind not in _EXTENSIONS and (once or always) else {}
         try:
             size = int(pax[b"size"]) if b"size" in pax else _number(header[124:136])
             size = 0 if kind in _WITHOUT_DATA else size

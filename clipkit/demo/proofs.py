@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.say import say
@@ -36,12 +36,20 @@ class Proofs:
         self.config = config
         self.found: dict[str, Any] = {}
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._prove)
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._thread = threading.Thread(target=self._prove, daemon=True)
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         """Begin beside what follows."""
         self.folder.mkdir()
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave no process behind, whatever went wrong."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
 
     def finish(self) -> dict[str, Any]:
         """Wait, and return what was proven.
@@ -125,7 +133,9 @@ class Proofs:
     def _start(self, arguments: list[str], name: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+        self._processes.append(process)
+        return process
 
     def _kill(self, process: subprocess.Popen[bytes]) -> int:
         record = self.folder / "killed" / RECORD

@@ -16,7 +16,7 @@ from clipkit import api
 from clipkit.building import evaluation_data
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.say import say
-from clipkit.config import RunConfig, load_config
+from clipkit.config import RunConfig, load_config, write_config
 from clipkit.data.embedded import HELD_OUT_STYLE, TRAIN_STYLES, materialise
 from clipkit.demo.gallery import draw_gallery
 from clipkit.demo.pixel_baseline import figures as baselines
@@ -24,14 +24,18 @@ from clipkit.demo.proofs import Proofs
 from clipkit.demo.table import print_summary
 from clipkit.encoder import Encoder
 from clipkit.evaluation.datasets import open_retrieval
+from clipkit.run_folder import CONFIG
 
 MARKER = "demo.json"
 TASKS = ("style_transfer", "unseen", "subgroup")
 GALLERY = 8  # texts shown
 
 
-def tell(out: Path, *, quick: bool) -> None:
+def tell(out: Path, *, quick: bool) -> int:
     """Run the demo into ``out``, which is made anew and is itself the run folder.
+
+    Returns:
+        The exit code: 0, or 75 if a signal stopped it.
 
     Raises:
         ValueError: If ``out`` holds something that is no demo.
@@ -44,11 +48,13 @@ def tell(out: Path, *, quick: bool) -> None:
     say(
         f"packed {len(TRAIN_STYLES)} drawing styles as WebDataset shards; {HELD_OUT_STYLE} and a tenth of the concepts are held out"
     )
-    proofs = Proofs(config, out)
-    proofs.start()
-    finished = api.fit(config)
+    with Proofs(config, out) as proofs:
+        finished = api.fit(config)
+        if finished.stopped:
+            say("the demo was stopped; run it again, it starts anew")
+            return finished.code
+        proven = proofs.finish()
     (out / MARKER).write_text(json.dumps({"finished": True}))
-    proven = proofs.finish()
     encoder = api.load(out)
     scores = _scores(encoder, out / "shards")
     say("exporting, and comparing what open_clip loads from the files with what was trained")
@@ -67,6 +73,7 @@ def tell(out: Path, *, quick: bool) -> None:
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     print_summary(summary, out)
+    return 0
 
 
 def _make_room(out: Path) -> None:
@@ -80,6 +87,7 @@ def _make_room(out: Path) -> None:
 def _config(out: Path, *, quick: bool) -> RunConfig:
     config = load_config("demo-quick" if quick else "demo", {"run": str(out), "data.cache": str(out / "shards")})
     out.mkdir(parents=True)
+    write_config(config, out / CONFIG)
     (out / MARKER).write_text(json.dumps({"finished": False}))
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -82,7 +83,7 @@ def task_of(data: str | Path) -> Literal["zero_shot", "retrieval"]:
 
 
 def _existing(data: str | Path) -> Path:
-    path = Path(data).expanduser()
+    path = Path(os.path.abspath(Path(data).expanduser()))  # a link keeps its own name
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; check the path of the evaluation set")
-    return path.resolve()
+    return path

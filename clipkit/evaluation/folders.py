@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,9 +91,9 @@ def open_csv(path: Path) -> RetrievalSet:
     Raises:
         ValueError: If a column is missing, a row has no caption, a file does not exist, or there are no rows.
     """
-    lines = read_text(path).splitlines(keepends=True)
-    header = lines[0] if lines else ""
-    rows = csv.DictReader(lines, delimiter="\t" if "\t" in header else ",")
+    text = read_text(path)
+    separator = "\t" if "\t" in text.partition("\n")[0] else ","
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
     columns = [name.strip() for name in rows.fieldnames or ()]
     rows.fieldnames = columns
     caption_column = next((name for name in ("caption", "title") if name in columns), None)
@@ -101,6 +102,9 @@ def open_csv(path: Path) -> RetrievalSet:
     captions: dict[Path, list[str]] = {}
     for row in rows:
         place = f"{path}:{rows.line_num}"
+        if row.get(None):  # DictReader's key for what has no column
+            cure = "put quotes around a caption that holds the separator"
+            raise ValueError(f"{place}: more fields than the {len(columns)} columns; {cure}")
         image = path.parent / (row["filepath"] or "").strip()
         caption = (row[caption_column] or "").strip()
         if not caption:

@@ -5,6 +5,7 @@ No sampler and no padding: a rank may have one item more than another, or none.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 
 import torch
@@ -60,7 +61,9 @@ def encode_images(encoder: Encoder, images: Sequence[ImageFile], *, batch_size: 
     """
     mine = my_share(len(images))
     files = _Files([images[item] for item in mine], encoder.preprocess)
-    loader = DataLoader(files, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(
+        files, batch_size=batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_ignore_signals
+    )
     parts: list[Tensor] = []
     error: str | None = None
     for batch in loader:
@@ -82,6 +85,12 @@ def agree_on_error(error: str | None) -> None:
     errors = [message for message in distributed.gather_json(error) if message is not None]
     if errors:
         raise ValueError(errors[0])
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C reaches the whole group of processes; the rank decides when its workers end."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Files(Dataset[Tensor | str]):

@@ -19,65 +19,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from torchvision.transforms.functional import to_pil_image
 
 from clipkit.data.images import image_tensor
 from clipkit.encoder import Encoder
 
-BATCHES = (1, 2, 7)
+BATCHES = {1: 8, 2: 8, 7: None}  # size of a batch, and how many probes it sees: the largest sees them all
+CONTROLS = 6  # probes that the wrong preprocessing is tried on: the last, so the contact sheets are among them
 MOST_DIFFERENCE = 1e-5  # of any component of unit-norm embeddings, given the same tensors
 LEAST_COSINE = 0.9999  # of centred embeddings, given the same raw images and texts
 LEAST_SPREAD = 100 * MOST_DIFFERENCE  # median distance between probes, below which nothing is proven
-FEWEST = 8  # probes, so that a batch of seven is full
-SHEETS = ((3, 2), (2, 3))  # columns and rows of two more images: contact sheets of the first six
-CELL = (157, 149)  # odd, so that crops are uneven
-HARD_TEXTS = ("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40)
-
-
-@dataclass(frozen=True)
-class Probes:
-    """Real inputs that both encoders get.
-
-    Args:
-        images: RGB images (N): the user's, and two contact sheets of them.
-        image_names: What messages call them (N).
-        texts: Texts (M), the user's and ``HARD_TEXTS``.
-        flattened: How many images were no plain RGB and were made so by our colour rules first (transparency on
-            white, turned as EXIF says): open_clip itself ignores both.
-    """
-
-    images: tuple[Image.Image, ...]
-    image_names: tuple[str, ...]
-    texts: tuple[str, ...]
-    flattened: int
-
-    @classmethod
-    def of(cls, images: Sequence[Image.Image | Path | str], texts: Sequence[str]) -> Probes:
-        """Open the images, and add contact sheets and the hard texts.
-
-        Raises:
-            ValueError: If there are fewer than ``FEWEST`` of either, or an image cannot be read.
-        """
-        for what, given in (("images", images), ("texts", texts)):
-            if len(given) < FEWEST:
-                raise ValueError(f"{len(given)} probe {what}; a parity check needs at least {FEWEST} real ones")
-        opened, names, flattened = [], [], 0
-        for number, given_image in enumerate(images):
-            name, image = _open(given_image, number)
-            plain = image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1
-            flattened += not plain
-            opened.append(image if plain else to_pil_image(image_tensor(image)))
-            names.append(name)
-        # a user's images may all have the model's size, or be smooth: a wrong resize would not show
-        sheets = [contact_sheet(opened[:6], columns, rows) for columns, rows in SHEETS]
-        names += [f"contact sheet of {sheet.width} x {sheet.height}" for sheet in sheets]
-        opened += sheets
-        return cls(tuple(opened), tuple(names), (*texts, *HARD_TEXTS), flattened)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison of two lots of embeddings.
+    """One comparison of two lots of embeddings, or of other numbers (then cosine, spread and ratio are None).
 
     Args:
         name: What was compared.
@@ -95,13 +50,21 @@ class Check:
     name: str
     inputs: int
     largest_difference: float
-    smallest_cosine: float
-    spread: float
-    relative_difference: float
+    smallest_cosine: float | None
+    spread: float | None
+    relative_difference: float | None
     worst: str
     bound: str
     held: bool
     reason: str = ""
+
+    @property
+    def figures(self) -> str:
+        """The figures for people."""
+        said = f"difference {self.largest_difference:.1e}"
+        if self.relative_difference is not None:
+            said += f" ({self.relative_difference:.1e} of the distance between probes)"
+        return said if self.smallest_cosine is None else f"{said}, centred cosine {self.smallest_cosine:.7f}"
 
 
 @dataclass(frozen=True)
@@ -150,9 +113,8 @@ class ParityReport:
     def lines(self) -> list[str]:
         """One line a check and a control, for people."""
         checks = [
-            f"{'ok  ' if check.held else 'FAIL'} {check.name}: {check.bound}; difference {check.largest_difference:.1e} "
-            f"({check.relative_difference:.1e} of the distance between probes), centred cosine "
-            f"{check.smallest_cosine:.7f}" + (f"; worst: {check.worst}; {check.reason}" if check.reason else "")
+            f"{'ok  ' if check.held else 'FAIL'} {check.name}: {check.bound}; {check.figures}"
+            + (f"; worst: {check.worst}; {check.reason}" if check.reason else "")
             for check in self.checks
         ]
         controls = [
@@ -229,17 +191,18 @@ def caught(cosine: float) -> bool:
     return not cosine >= LEAST_COSINE
 
 
-def controls(encoder: Encoder, images: Sequence[Image.Image]) -> dict[str, float]:
+def controls(encoder: Encoder, images: Sequence[Image.Image], right: Tensor) -> dict[str, float]:
     """What the whole-path check would say of wrong preprocessing: one below its bound would have been caught.
 
     Args:
         encoder: The encoder.
         images: The probes (N).
+        right: Their embeddings (N, D).
 
     Returns:
         For each mistake, the smallest centred cosine of its embeddings with the right ones.
     """
-    right = encoder.encode_image(images)
+    centre, right, images = right.mean(0), right[-CONTROLS:], images[-CONTROLS:]
     own = encoder.preprocess
     mistakes = {
         "other interpolation": replace(own, interpolation="bicubic" if own.interpolation == "bilinear" else "bilinear"),
@@ -247,7 +210,6 @@ def controls(encoder: Encoder, images: Sequence[Image.Image]) -> dict[str, float
     }
     wrong = {name: own_way.batch([image_tensor(image) for image in images]) for name, own_way in mistakes.items()}
     wrong["channels swapped"] = encoder.prepare(images).flip(1)
-    centre = right.mean(0)
     found = {name: encoder.encode_image(list(pixels)) for name, pixels in wrong.items()}
     return {name: float(cosine_similarity(right - centre, x - centre).min()) for name, x in found.items()}
 
@@ -262,35 +224,6 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         matmul.fp32_precision, conv.fp32_precision = before
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:
-    """The first ``columns * rows`` images side by side: real content with fine detail, and never square."""
-    sheet = Image.new("RGB", (columns * CELL[0], rows * CELL[1]))
-    for number, image in enumerate(images[: columns * rows]):
-        row, column = divmod(number, columns)
-        sheet.paste(image.resize(CELL), (column * CELL[0], row * CELL[1]))
-    return sheet
-
-
-def text_name(text: str) -> str:
-    """A text as messages call it.
-
-    >>> text_name("a red bicycle")
-    "text 'a red bicycle'"
-    """
-    return f"text {text if len(text) <= 60 else text[:57] + '...'!r}"
-
-
-def _open(image: Image.Image | Path | str, number: int) -> tuple[str, Image.Image]:
-    if isinstance(image, Image.Image):
-        return getattr(image, "filename", "") or f"image {number}", image
-    try:
-        opened = Image.open(image)
-        opened.load()
-    except OSError as error:
-        raise ValueError(f"{image}: unreadable probe image ({error}); give another") from error
-    return str(image), opened
 
 
 def _finite(value: Any) -> Any:

@@ -1,14 +1,72 @@
-"""The pictures and captions that an export is compared on when the user gives none: the embedded data's held-out style."""
+"""The real inputs that an export is compared on: the user's, or the embedded data's, and a few that are hard."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
+from torchvision.transforms.functional import to_pil_image
 
 from clipkit.data.embedded import HELD_OUT_STYLE, concepts, drawings
+from clipkit.data.images import image_tensor
 
-COUNT = 16
+COUNT = 16  # embedded probes of each kind
+FEWEST = 8  # probes, so that a batch of seven is full
+SHEETS = ((3, 2), (2, 3))  # columns and rows of two more images: contact sheets of the first six
+CELL = (157, 149)  # odd, so that crops are uneven
+HARD_TEXTS = ("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Real inputs that both encoders get.
+
+    Args:
+        images: RGB images (N): the user's, and two contact sheets of them.
+        image_names: What messages call them (N).
+        texts: Texts (M), the user's and ``HARD_TEXTS``.
+        flattened: How many images were no plain RGB and were made so by our colour rules first (transparency on
+            white, turned as EXIF says): open_clip itself ignores both.
+    """
+
+    images: tuple[Image.Image, ...]
+    image_names: tuple[str, ...]
+    texts: tuple[str, ...]
+    flattened: int
+
+    @classmethod
+    def of(cls, images: Sequence[Image.Image | Path | str] | None = None, texts: Sequence[str] | None = None) -> Probes:
+        """Open the images, and add contact sheets and the hard texts.
+
+        Args:
+            images: Real images, or None for drawings of the embedded data set.
+            texts: Real texts, or None for names of that data set.
+
+        Raises:
+            ValueError: If there are fewer than ``FEWEST`` of either, or an image cannot be read.
+        """
+        if images is None or texts is None:
+            drawings, labels = embedded_probes()
+            images, texts = drawings if images is None else images, labels if texts is None else texts
+        for what, given in (("images", images), ("texts", texts)):
+            if len(given) < FEWEST:
+                raise ValueError(f"{len(given)} probe {what}; a parity check needs at least {FEWEST} real ones")
+        opened, names, flattened = [], [], 0
+        for number, given_image in enumerate(images):
+            name, image = _open(given_image, number)
+            turned = image.getexif().get(0x0112, 1) != 1
+            plain = image.mode == "RGB" and not turned and "transparency" not in image.info
+            flattened += not plain
+            opened.append(image if plain else to_pil_image(image_tensor(image)))
+            names.append(name)
+        # a user's images may all have the model's size, or be smooth: a wrong resize would not show
+        sheets = [contact_sheet(opened[:6], columns, rows) for columns, rows in SHEETS]
+        names += [f"contact sheet of {sheet.width} x {sheet.height}" for sheet in sheets]
+        opened += sheets
+        return cls(tuple(opened), tuple(names), (*texts, *HARD_TEXTS), flattened)
 
 
 def embedded_probes() -> tuple[list[Image.Image], list[str]]:
@@ -19,3 +77,32 @@ def embedded_probes() -> tuple[list[Image.Image], list[str]]:
     return [Image.open(io.BytesIO(pictures[concept.hexcode])).convert("RGB") for concept in chosen], [
         c.label for c in chosen
     ]
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:
+    """The first ``columns * rows`` images side by side: real content with fine detail, and never square."""
+    sheet = Image.new("RGB", (columns * CELL[0], rows * CELL[1]))
+    for number, image in enumerate(images[: columns * rows]):
+        row, column = divmod(number, columns)
+        sheet.paste(image.resize(CELL), (column * CELL[0], row * CELL[1]))
+    return sheet
+
+
+def text_name(text: str) -> str:
+    """A text as messages call it.
+
+    >>> text_name("a red bicycle")
+    "text 'a red bicycle'"
+    """
+    return f"text {text if len(text) <= 60 else text[:57] + '...'!r}"
+
+
+def _open(image: Image.Image | Path | str, number: int) -> tuple[str, Image.Image]:
+    if isinstance(image, Image.Image):
+        return getattr(image, "filename", "") or f"image {number}", image
+    try:
+        opened = Image.open(image)
+        opened.load()
+    except OSError as error:
+        raise ValueError(f"{image}: unreadable probe image ({error}); give another") from error
+    return str(image), opened

@@ -39,7 +39,8 @@ class ImageTower(Tower):
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.model = model
+        self.channels_last = sum(isinstance(child, nn.Conv2d) for child in model.modules()) > 1  # a ViT has one
+        self.model = model.to(memory_format=torch.channels_last) if self.channels_last else model
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
@@ -52,7 +53,8 @@ class ImageTower(Tower):
 
     def forward(self, x: Tensor) -> Features:
         """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
-        out = self.model(self.normalise(x) if x.dtype == torch.uint8 else x)
+        x = self.normalise(x) if x.dtype == torch.uint8 else x
+        out = self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
         return Features(unit(out[0] if isinstance(out, tuple) else out))
 
 
@@ -135,7 +137,8 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
     """
     path = Path(name)
     if path.suffix == ".json":
-        return pair_from_config(_read_config_file(path), weights=pretrained)
+        stored = _read_config_file(path)
+        return pair_from_config(stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained)
     if (path / CONFIG_FILE).is_file():
         stored = json.loads((path / CONFIG_FILE).read_text())
         return _create(f"local-dir:{path}", None, stored["model_cfg"])
@@ -248,6 +251,7 @@ def _trimmable(model: nn.Module) -> str | None:
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:
+    """A file as ``open_clip_config.json`` (``model_cfg``, ``preprocess_cfg``), or as open_clip ships them (``model_cfg`` alone)."""
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; give an open_clip name, a JSON model configuration, a run or an exported folder"
@@ -256,11 +260,12 @@ def _read_config_file(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
-    config = config.get("model_cfg", config) if isinstance(config, dict) else {}
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config)
+    stored = config if isinstance(config, dict) and "model_cfg" in config else {"model_cfg": config}
+    model = stored["model_cfg"]
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model if isinstance(model, dict) else ())
     if missing:
         raise ValueError(f"{path} is no open_clip model configuration: {', '.join(sorted(missing))} missing")
-    return dict(config)
+    return stored
 
 
 def _read_weights(path: str) -> dict[str, Tensor]:

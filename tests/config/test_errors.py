@@ -86,10 +86,13 @@ ONE_FAULT = {
         "data.train.cc.fields: the loss `infonce` pairs image and text; missing: text"
     ],
     "data.augment.scale=[1.0, 0.5]": ["data.augment.scale = [1.0, 0.5]: the first number must not be above the second"],
-    "data.augment.fill=red": [
-        "data.augment.fill = 'red': not one of the choices",
-        "    allowed: white, black",
+    "data.augment.fill=300": ["data.augment.fill = 300: must be less than or equal to 255, or must be a list"],
+    "data.augment.fill=[1, 2, 300]": ["data.augment.fill.2 = 300: must be less than or equal to 255"],
+    "data.train={a/b: x.tar}": [
+        "data.train.a/b = 'x.tar': a name holds letters, digits, '-' and '_' only: it is in override paths and metrics, "
+        "or must be a mapping"
     ],
+    "data.augment.scale=[0.5, 2]": ["data.augment.scale.1 = 2: must be less than or equal to 1"],
     "loss.weight=-2": ["loss.weight = -2: must be greater than 0"],
     "loss.kind=clip": ["loss.kind = 'clip': not one of the choices", "    allowed: infonce"],
     "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", "    allowed: infonce"],
@@ -202,7 +205,8 @@ def test_values_left_open(report):
 
 def test_ranks_must_divide_the_batch(report):
     assert report(SMALL, ["trainer.devices=5"]) == [
-        "exp.yaml:4:3: data.batch_size = 32: is no multiple of the 5 ranks (trainer.devices x trainer.nodes)"
+        "exp.yaml:4:3: data.batch_size = 32: is no multiple of the 5 ranks (trainer.devices x trainer.nodes); "
+        "take 30 or 35"
     ]
 
 

@@ -225,7 +225,8 @@ def test_what_cannot_be_used_is_counted_by_cause(captioned, tmp_path):
 def test_rows_that_cannot_be_used(tmp_path):
     write(tmp_path / "a.png", picture())
     table = write(
-        tmp_path / "t.csv", "image,caption\na.png,ok\nb.png,gone\n,x\na.png,\na.png,x,y\na.png\nhttp://a/b.png,x\n"
+        tmp_path / "t.csv",
+        "\ufeffimage,caption\na.png,ok\nb.png,gone\n,x\na.png,\na.png,x,y\na.png\nhttp://a/b.png,x\n",
     )
     report = pack(table, tmp_path / "out")
     assert report.samples == 1

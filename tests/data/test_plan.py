@@ -171,6 +171,14 @@ def test_substitutes_are_of_no_sample_in_the_batch(samples, batch, step, data):
         assert ids[0] not in planned.id.tolist()
 
 
+def test_a_substitute_is_half_an_epoch_away():
+    plan = Plan([[1000]], [1.0], seed=3)
+    planned = plan.rows(span(0, plan.epoch_samples)).id.tolist()
+    for position in (0, 17, plan.epoch_samples - 1):
+        found = plan.substitute(position, position // 16 * 16, 16)
+        assert planned.index(found.id.item()) == (position + plan.epoch_samples // 2) % plan.epoch_samples
+
+
 def test_a_source_of_one_sample_has_no_substitute():
     assert Plan([[1]], [1.0], seed=0).substitute(0, 0, 4) is None
 

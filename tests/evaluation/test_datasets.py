@@ -83,6 +83,21 @@ def test_a_csv(tmp_path: Path, header: str, separator: str) -> None:
     assert task_of(tmp_path / "set.csv") == "retrieval"
 
 
+def test_a_caption_may_hold_any_line_separator_but_a_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(COLOURS["red"]))
+    (tmp_path / "a.txt").write_text("one\u2028still one\ntwo\r\n", encoding="utf-8", newline="")
+    (tmp_path / "set.csv").write_text(
+        'filepath,caption\na.png,one\u2028still one\na.png,"two\nlines"\n', encoding="utf-8"
+    )
+    assert open_retrieval(tmp_path).captions == [("one\u2028still one", "two")]
+    assert open_retrieval(tmp_path / "set.csv").captions == [("one\u2028still one", "two\nlines")]
+
+
+def test_a_linked_set_keeps_the_name_of_the_link(squares: Squares, tmp_path: Path) -> None:
+    (tmp_path / "mine").symlink_to(squares())
+    assert open_classification(tmp_path / "mine").name == "mine"
+
+
 def test_the_type_tells_the_task(squares: Squares) -> None:
     assert task_of(squares("retrieval")) == "retrieval"
     assert task_of(squares()) == "zero_shot"
@@ -210,6 +225,7 @@ def test_broken_caption_folders_are_refused(tmp_path: Path) -> None:
         ("path,caption\n", "set.csv:1: the columns are ['path', 'caption']; filepath and caption"),
         ("filepath,caption\n", "set.csv: no images at all"),
         ("filepath,caption\nb.png,one\n", "set.csv:2: "),
+        ("filepath,caption\na.png,one, two\n", "set.csv:2: more fields than the 2 columns; put quotes around"),
         ("filepath,caption\na.png,one\na.png,\n", "set.csv:3: a.png has no caption"),
     ],
 )

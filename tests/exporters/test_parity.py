@@ -9,7 +9,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from clipkit.exporters.folder import new_folder
-from clipkit.exporters.parity import HARD_TEXTS, Check, ParityError, ParityReport, Probes, compare
+from clipkit.exporters.parity import Check, ParityError, ParityReport, compare
+from clipkit.exporters.probes import HARD_TEXTS, Probes
 
 NAMES = [f"probe {number}" for number in range(9)]
 

@@ -1,0 +1,41 @@
+"""A spec's fields are the arguments of what it builds: neither side may gain one alone."""
+
+import inspect
+
+import pytest
+
+from clipkit.config import AffineSpec, AugmentSpec, InfoNCESpec, OptimSpec, RetrievalSpec, SourceSpec, ZeroShotSpec
+from clipkit.data.augment import Affine, Augment
+from clipkit.data.source import DEFAULT_FIELDS, Source
+from clipkit.evaluation.retrieval import Retrieval
+from clipkit.evaluation.zero_shot import ZeroShot
+from clipkit.losses.infonce import InfoNCE
+from clipkit.optim import Optim
+
+PAIRS = [
+    # spec, what it builds, arguments that come from elsewhere, fields that go elsewhere
+    (AugmentSpec, Augment, {"size", "interpolation"}, set()),
+    (AffineSpec, Affine, set(), set()),
+    (SourceSpec, Source, {"name"}, set()),
+    (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
+    (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
+    (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
+    (RetrievalSpec, Retrieval, {"batch_size", "workers"}, {"kind"}),
+]
+
+
+@pytest.mark.parametrize(("spec", "built", "from_elsewhere", "to_elsewhere"), PAIRS)
+def test_fields_are_the_constructors_arguments(spec, built, from_elsewhere, to_elsewhere):
+    arguments = set(inspect.signature(built).parameters)
+    assert set(spec.model_fields) - to_elsewhere == arguments - from_elsewhere
+
+
+@pytest.mark.parametrize(("spec", "built"), [(AugmentSpec, Augment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)])
+def test_defaults_agree(spec, built):
+    for name, parameter in inspect.signature(built).parameters.items():
+        if name in spec.model_fields and parameter.default is not parameter.empty:
+            assert spec.model_fields[name].default == parameter.default, name
+
+
+def test_the_default_fields_are_the_sources():
+    assert {name: tuple(values) for name, values in SourceSpec(shards="x").fields.items()} == DEFAULT_FIELDS
