@@ -22,8 +22,9 @@ def quick(description: str) -> bool:
 
 
 def figure(values: Sequence[float], value: float | None = None) -> dict[str, float]:
-    """Several measurements of one thing: their median (or ``value``) and how far they spread."""
-    return {"value": statistics.median(values) if value is None else value, "min": min(values), "max": max(values)}
+    """Several measurements of one thing: their median (or ``value``, taken over all of them) and how far they spread."""
+    middle = statistics.median(values) if value is None else value
+    return {"value": middle, "min": min(middle, *values), "max": max(middle, *values)}
 
 
 def finish(benchmark: str, *, peer: str, figures: Mapping[str, Mapping[str, float]], device: str | None = None) -> int:

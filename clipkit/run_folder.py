@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.checkpoint import INFO, newest, steps
-from clipkit.config import RunConfig, describe_difference, load_config, write_config
+from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
 
 CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environment.json", "stopped.json"
 MAY_CHANGE = (
@@ -121,7 +121,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in names},
-        "clipkit": _version("clipkit-train"),
+        "clipkit": _version(DISTRIBUTION),
     }
 
 

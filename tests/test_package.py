@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import clipkit
 from clipkit.config import DISTRIBUTION
@@ -41,16 +42,29 @@ def test_bounds_that_have_a_reason_stand(floor):
     assert floor in PROJECT["dependencies"]
 
 
-def test_constraints_satisfy_the_dependencies():
-    pinned = dict(
-        line.split("==")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line and not line.startswith("#")
-    )
-    names = {re.split(r"[<>=\[ ]", line)[0] for line in PROJECT["dependencies"]}
-    canonical = {name.lower().replace("_", "-") for name in pinned}
-    missing = {name for name in names if name.lower().replace("_", "-") not in canonical}
-    assert not missing, f"constraints.txt pins no version of {sorted(missing)}"
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(name):
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.+]+", line) for line in lines), "every line pins one version"
+    return {canonical(line.split("==")[0]): line.split("==")[1] for line in lines}
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    pinned = pins("constraints.txt")
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]:
+        requirement = Requirement(line)
+        assert canonical(requirement.name) in pinned, f"constraints.txt has no version of {requirement.name}"
+        assert pinned[canonical(requirement.name)] in requirement.specifier, requirement
+
+
+def test_the_constraints_without_torch_are_those_with_it():
+    with_torch = pins("constraints.txt")
+    assert {"torch", "torchvision"} <= set(with_torch)
+    del with_torch["torch"], with_torch["torchvision"]
+    assert pins("constraints-notorch.txt") == with_torch
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +82,7 @@ def test_a_wheel_holds_what_clipkit_reads(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
-    configs = {f"clipkit/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    configs = {f"clipkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.*")}
     assert configs, "no configuration is shipped"
     needed = {"clipkit/py.typed", "clipkit/demo/emoji.zip", "clipkit/demo/NOTICE", "clipkit/__main__.py"} | configs
     assert needed <= names, f"missing from the wheel: {sorted(needed - names)}"
