@@ -139,11 +139,9 @@ def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: 
     if format not in FORMATS:
         raise ValueError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}")
     from clipkit.exporters.open_clip import export_open_clip
-    from clipkit.exporters.probes import embedded_probes
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    images, texts = embedded_probes()
-    return export_open_clip(encoder, Path(out), images=images, texts=texts, force=force)
+    return export_open_clip(encoder, Path(out), force=force)
 
 
 def _outcome(folder: Path) -> Outcome:

@@ -66,11 +66,11 @@ class Encoder:
 
     @classmethod
     def from_pair(cls, pair: OpenClipPair, *, model: str, pretrained: str | None) -> Encoder:
-        """The encoder of an open_clip pair."""
+        """The encoder of an open_clip pair, its towers in evaluation mode."""
         info = EncoderInfo(model=model, pretrained=pretrained, config=pair.config, preprocess=pair.preprocess)
         return cls(
-            image=pair.image,
-            text=pair.text,
+            image=pair.image.eval(),
+            text=pair.text.eval(),
             tokenize=pair.tokenize,
             log_scale=pair.log_scale,
             bias=pair.bias,

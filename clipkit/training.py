@@ -226,7 +226,9 @@ def _callbacks(run: _Run, module: CLIPModule, agreement: Agreement, figures: dic
         agreement=agreement,
         figures=figures,
     )
-    account = DataAccount(data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size)
+    account = DataAccount(
+        folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
+    )
     return [account, agreement, metrics, evaluate, save]
 
 

@@ -244,7 +244,14 @@ def test_too_many_bad_samples_stop_the_run_with_code_1(tmp_path, tiny_model, cap
     assert "substitute" in said
     run = clipkit.fit(config, {"run": str(tmp_path / "tolerant"), "data.bad_samples": 0.5})
     assert run.step == STEPS
-    assert "bad samples were substituted" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    (epochs,) = json.loads((run.folder / "data.json").read_text()).values()
+    assert all(epoch["present"] == epoch["filtered"] + epoch["remainder"] + epoch["planned"] for epoch in epochs)
+    assert all(epoch["seen"] == epoch["trained"] + sum(epoch["bad"].values()) for epoch in epochs)
+    assert sum(epoch["seen"] for epoch in epochs) == 16 * STEPS
+    bad = sum(epoch["bad"]["no_caption"] for epoch in epochs)
+    assert 16 <= bad <= 24  # an eighth of three epochs
+    assert f"{bad} bad ({bad} " in said
 
 
 def test_evaluation_runs_inside_fit_and_decides_the_best(tmp_path, tiny_model, shards):

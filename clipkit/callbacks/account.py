@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clipkit import distributed
 from clipkit.callbacks.say import say
+from clipkit.data.account import EpochAccount, as_json
 from clipkit.data.datamodule import ShardDataModule
+
+ACCOUNT = "data.json"
 
 
 class BadSampleBudget(RuntimeError):
@@ -21,13 +27,15 @@ class DataAccount(Callback):
     """Advance the data's position, count substitutes, and hold them against the budget.
 
     Args:
+        folder: The run folder, which gets ``data.json`` at the end.
         data: The run's data module.
         budget: Share of the samples seen that may be bad.
         every: Steps between two looks at the budget over all ranks.
         batch_size: Pairs of one step over all ranks.
     """
 
-    def __init__(self, *, data: ShardDataModule, budget: float, every: int, batch_size: int) -> None:
+    def __init__(self, *, folder: Path, data: ShardDataModule, budget: float, every: int, batch_size: int) -> None:
+        self.folder = folder
         self.data = data
         self.budget = budget
         self.every = every
@@ -56,10 +64,12 @@ class DataAccount(Callback):
             self._check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how many substitutes trained, by cause."""
-        if self.said:
-            causes = ", ".join(f"{count} {cause}" for cause, count in self.said.most_common())
-            say(f"{self._bad} bad samples were substituted on rank 0 since this process started: {causes}")
+        """Write the account of every source and epoch, and say it in a line a source."""
+        accounts = self.data.report()
+        if trainer.is_global_zero:
+            (self.folder / ACCOUNT).write_text(json.dumps(as_json(accounts), indent=1) + "\n")
+            for name, epochs in accounts.items():
+                say(f"data: {name}: {describe(epochs)}")
 
     def _check(self, trainer: Trainer) -> None:
         total = int(
@@ -71,3 +81,26 @@ class DataAccount(Callback):
                 f"{total} of {seen} samples were bad ({total / seen:.1%}), more than data.bad_samples = {self.budget:.1%} allows; "
                 f"on this rank by cause: {dict(self.said)}. Look at the data with the keys above, mend it, or raise data.bad_samples"
             )
+
+
+def describe(epochs: Sequence[EpochAccount]) -> str:
+    """The account of one source in a line.
+
+    Example:
+        >>> one = EpochAccount(epoch=0, present=70, filtered=0, remainder=6, planned=64, seen=64, trained=63, bad={"truncated": 1})
+        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10)
+        >>> describe([one, two])
+        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated)'
+    """
+    if not epochs:
+        return "nothing was seen"
+    last = epochs[-1]
+    bad: Counter[str] = Counter()
+    for epoch in epochs:
+        bad.update(epoch.bad)
+    causes = f" ({', '.join(f'{count} {cause}' for cause, count in bad.most_common())})" if bad else ""
+    done = len(epochs) - 1 + last.seen / last.planned
+    return (
+        f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "
+        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}"
+    )

@@ -66,7 +66,7 @@ class SaveCheckpoints(Callback):
         steps: Steps of the whole run.
         keep_last: How many of the newest stay.
         keep_best: How many of the best by ``best`` stay beside them.
-        best: The figure that decides, larger is better (``val/imagenet/acc1``).
+        best: The figure that decides (``val/imagenet/acc1``); larger is better, but of a loss smaller is.
         agreement: Tells what the ranks agreed on.
         figures: The last evaluation's figures, filled by another callback.
     """
@@ -96,7 +96,7 @@ class SaveCheckpoints(Callback):
         self.scores: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The figure of each checkpoint that has one."""
+        """The figure of each checkpoint that has one, a loss negated."""
         return {"scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class SaveCheckpoints(Callback):
     def _save(self, trainer: Trainer, step: int) -> None:
         score = self.figures.get(self.best) if self.best is not None else None
         if score is not None:
-            self.scores[str(step)] = float(score)
+            self.scores[str(step)] = -float(score) if str(self.best).startswith("val/loss") else float(score)
         trainer.save_checkpoint(self.folder / str(step))
         if trainer.is_global_zero:
             self._prune()
