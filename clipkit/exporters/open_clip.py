@@ -80,6 +80,7 @@ def write_open_clip(encoder: Encoder, folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(stored, indent=2) + "\n")
     # cloned, because safetensors refuses tensors that share memory
     save_file({key: value.clone() for key, value in encoder.state_dict_open_clip().items()}, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private; others of a cluster read it too
 
 
 def check_open_clip(encoder: Encoder, folder: Path, probes: Probes) -> ParityReport:

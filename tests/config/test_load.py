@@ -20,7 +20,7 @@ data:
   val: {v: {shards: v.tar}}
   batch_size: 1Ki
   workers: 2
-  augment: {color_jitter: [0.4, 0.4, 0.2, 0.1], affine: {degrees: 3, translate: 0.1}, fill: [1, 2, 3]}
+  augment: {color_jitter: [0.4, 0.4, 0.2, 0.1], affine: {degrees: 3, translate: 0.1}, fill: black}
 losses: {contrast: {kind: infonce, weight: 0.5, duplicates: ignore}, other: infonce}
 optim: {lr: 1e-3, warmup: 1.5 epochs, betas: [0.9, 0.95], clip_norm: 1}
 trainer: {length: 3 epochs, devices: 2, micro_batch: 64, lightning: {profiler: simple, detect_anomaly: true}}

@@ -44,6 +44,7 @@ def test_open_clip_loads_the_folder_and_agrees(
         text = model.encode_text(tokens, normalize=True)
     assert torch.allclose(image, encoder.encode_image(photos), atol=1e-3)
     assert torch.allclose(text, encoder.encode_text(TEXTS), atol=1e-5)
+    assert all(path.stat().st_mode & 0o044 for path in (tmp_path / "out").iterdir())  # others may read it
     config = json.loads((tmp_path / "out" / CONFIG).read_text())
     assert set(config["preprocess_cfg"]) == {"mean", "std", "interpolation", "resize_mode"}
     assert not config["model_cfg"]["vision_cfg"].get("timm_model_pretrained", False)
