@@ -77,6 +77,10 @@ class InMemory(LightningDataModule):
     def advance(self, batch: Batch) -> None:
         """Nothing to keep."""
 
+    def report(self) -> dict[str, Any]:
+        """No source, no account."""
+        return {}
+
 
 class Bare:
     """A plain PyTorch loop over copies of the module's towers, without Trainer, callbacks, logging or schedule.

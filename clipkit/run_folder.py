@@ -28,8 +28,8 @@ MAY_CHANGE = (
 """Keys that do not decide what is computed; a run may go on with others."""
 
 
-def prepare(folder: Path, config: RunConfig, *, fresh: bool) -> None:
-    """Make the run folder, or check that the run in it is this one; then write down the configuration.
+def check_folder(folder: Path, config: RunConfig, *, fresh: bool) -> None:
+    """Whether this run may use the folder: it is new, or the run in it is this one. Nothing is written.
 
     Args:
         folder: The run folder.
@@ -59,8 +59,12 @@ def prepare(folder: Path, config: RunConfig, *, fresh: bool) -> None:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
+
+
+def record_start(folder: Path, config: RunConfig) -> None:
+    """Make the run folder and write down what is run, once everything that can be wrong has been looked at."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, stored)
+    write_config(config, folder / CONFIG)
     (folder / COMMAND).write_text(shlex.join(sys.argv) + "\n")
     (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
     (folder / STOPPED).unlink(missing_ok=True)

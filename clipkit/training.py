@@ -27,7 +27,7 @@ from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
-from clipkit.run_folder import find_resume, finished_step, prepare, recorded_plugin, write_stopped
+from clipkit.run_folder import check_folder, find_resume, finished_step, record_start, recorded_plugin, write_stopped
 from clipkit.towers.open_clip import OpenClipPair
 
 STOPPED_CODE = 75
@@ -100,7 +100,7 @@ def train(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
             f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
         )
-    distributed.on_rank_0(lambda: prepare(folder, config, fresh=resume == "never"))
+    distributed.on_rank_0(lambda: check_folder(folder, config, fresh=resume == "never"))
     found, passed_over = find_resume(folder, resume)
     for line in passed_over:
         say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
@@ -112,6 +112,7 @@ def train(
         return Outcome(folder, step, steps)
     pair = build_model(config)
     data = build_data(config, pair, folder=folder)
+    distributed.on_rank_0(lambda: record_start(folder, config))
     losses = dict(own_losses or {}) | (plugin.losses if plugin else {})
     return _fit(_Run(config, folder, ranks, pair, data, losses, plugin), found)
 

@@ -221,6 +221,7 @@ def test_data_and_model_that_cannot_work_are_named_before_training(config, tmp_p
     said = capsys.readouterr().err
     for word in words:
         assert word in said, said
+    assert not (tmp_path / "run").exists(), "the corrected command would be refused for another configuration"
 
 
 def test_a_batch_that_is_no_multiple_of_the_ranks_is_refused_with_the_cure(config, tmp_path):
