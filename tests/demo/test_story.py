@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from PIL import Image
 
 from clipkit.cli.main import run as command_line
@@ -64,9 +63,3 @@ def test_where_pixels_win_the_table_says_so(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("pixels still win") == 3
     assert "clipkit evaluate" in said
-
-
-def test_an_interrupted_demo_leaves_a_marker_that_lets_it_start_anew(tmp_path):
-    with pytest.raises(ValueError, match="Name another with --out"):
-        (tmp_path / "x").write_text("")
-        _make_room(tmp_path)
