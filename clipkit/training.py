@@ -294,6 +294,7 @@ def _quieten() -> None:
         ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*srun.*",
+        ".*isinstance.treespec, LeafSpec.*",
         ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from clipkit.cli.main import app
 from clipkit.config import RunConfig
+from clipkit.demo.table import next_commands
 from tests.conftest import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,6 +97,12 @@ def test_commands_inside_sentences_parse(code):
     except UsageError as error:
         if type(error).__name__ not in ("MissingParameter", "NoArgsIsHelpError"):  # `clipkit data pack` names a verb
             raise
+
+
+def test_what_the_demo_says_to_type_next_parses():
+    for command, _ in next_commands(Path("runs/demo")):
+        (arguments,) = commands(command)
+        parse(arguments)
 
 
 def test_a_command_that_is_none_does_not_parse():
@@ -190,6 +197,11 @@ def groups():
     return found
 
 
+def run_in(folder, command):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The folder after every block ran."""
@@ -197,12 +209,11 @@ def world(tmp_path_factory):
         assert said in README, f"the README no longer says {said!r}; SMALLER must follow"
     folder = tmp_path_factory.mktemp("readme")
     make_world(folder)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for group in groups():
         if group[0].kind == "yaml":
             (folder / group[0].note.removeprefix("file: ")).write_text(smaller(group[0].text))
             continue
-        done = subprocess.run(script(group), cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+        done = run_in(folder, script(group))
         assert done.returncode == 0, f"{group[0].text}\n{done.stdout}\n{done.stderr}"
     return folder
 
@@ -212,6 +223,20 @@ def test_every_block_runs(world):
     assert (world / "mine-for-open-clip" / "open_clip_config.json").is_file()
     assert (world / "from-python").is_dir()
     assert (world / "runs" / "gap" / "checkpoints").is_dir()
+
+
+def test_the_demo_s_advice_trains_on_the_shards_that_pack_wrote(world):
+    advice = next(command for command, _ in next_commands(Path("runs/demo")) if command.startswith("clipkit fit"))
+    arguments = shlex.split(advice)[1:]
+    short = [
+        "data.batch_size=16",
+        "trainer.length=1 steps",
+        "optim.warmup=0 steps",
+        "evaluate.tasks.dev=null",
+        "evaluate.every=null",
+    ]
+    done = run_in(world, [sys.executable, "-m", "clipkit", *arguments, "run=runs/advice", *short])
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_leaves_what_the_table_says(world):

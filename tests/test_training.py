@@ -285,3 +285,11 @@ def test_allowed_lightning_keys_reach_the_trainer(config, tmp_path):
     overrides = [f"trainer.lightning.{key}=false" for key in keys]
     outcome = clipkit.fit(config, [*overrides, "trainer.length=2 steps", f"run={tmp_path / 'run'}"])
     assert (outcome.code, outcome.step) == (0, 2)
+
+
+def test_the_last_window_is_logged_however_short(config, tmp_path):
+    folder = tmp_path / "run"
+    clipkit.fit(config, {"trainer.length": "3 steps", "logging.every": "2 steps", "run": str(folder)})
+    lines = record(folder)
+    assert [line["step"] for line in lines] == [2, 3]
+    assert lines[-1]["train/grad_norm"] != lines[0]["train/grad_norm"]

@@ -30,7 +30,7 @@ class MetricsLog(Callback):
 
     Args:
         folder: The run folder.
-        every: Steps of a window.
+        every: Steps of a window; the last may be shorter.
         batch_size: Pairs of one step over all ranks.
         loggers: Lightning loggers that get the same figures.
         csv_copy: Whether to keep ``metrics.csv`` as well.
@@ -71,7 +71,7 @@ class MetricsLog(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Measure the gradient's norm, before clipping, on window steps."""
-        if (trainer.global_step + 1) % self.every == 0:
+        if self._ends_window(trainer.global_step + 1):
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             self._grad_norm = torch.nn.utils.get_total_norm(gradients)  # type: ignore[assignment]
 
@@ -80,7 +80,7 @@ class MetricsLog(Callback):
     ) -> None:
         """Write the window if this step ends one."""
         self._window_steps += 1
-        if trainer.global_step % self.every == 0:
+        if self._ends_window(trainer.global_step):
             assert isinstance(pl_module, CLIPModule)
             self.write(trainer, trainer.global_step, self._figures(trainer, pl_module))
         else:
@@ -109,6 +109,9 @@ class MetricsLog(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""
         self.progress.stop()
+
+    def _ends_window(self, step: int) -> bool:
+        return step % self.every == 0 or step == self.progress.steps
 
     def _figures(self, trainer: Trainer, module: CLIPModule) -> dict[str, float]:
         now = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,21 @@ def print_summary(summary: dict[str, Any], out: Path) -> None:
         f"look at {out / 'retrieval.png'}; figures in {out / 'summary.json'}; weights for open_clip in {out / 'export'}"
     )
     print("\nnext, on data of your own:")
-    print(f"  clipkit evaluate {out} --data PHOTOS           # PHOTOS/CLASS/photo.jpg, or images with .txt beside them")
-    print("  clipkit data pack pairs.csv --out shards       # filepath,caption -> WebDataset shards")
-    print(
-        "  clipkit config copy demo my.yaml               # then: clipkit fit my.yaml data.train.emoji.shards='shards/*.tar'"
-    )
+    for command, what in next_commands(out):
+        print(f"  {command}\n      {what}")
+
+
+def next_commands(out: Path) -> list[tuple[str, str]]:
+    """What to type after the demo, and what it does."""
+    own = "clipkit fit demo run=runs/mine data.train.emoji=null 'data.train.mine.shards=shards/*.tar'"
+    return [
+        (
+            f"clipkit evaluate {shlex.quote(str(out))} --data photos",
+            "photos/CLASS/0.jpg, or images with .txt beside them",
+        ),
+        ("clipkit data pack pairs.csv --out shards", "filepath,caption to WebDataset shards"),
+        (own, "the demo's model on them; or a configuration of your own, as the README shows"),
+    ]
 
 
 def _table(summary: dict[str, Any]) -> Table:
