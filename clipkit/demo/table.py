@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 _QUESTIONS = {
-    "style_transfer": "seen concepts, unseen style",
-    "unseen": "unseen concepts, unseen style",
-    "subgroup": "kind of an unseen concept",
+    "style_transfer": "seen concept, new style",
+    "unseen": "unseen concept, new style",
+    "subgroup": "kind of unseen concept",
 }
 
 
@@ -51,13 +51,15 @@ def next_commands(out: Path) -> list[tuple[str, str]]:
 
 def _table(summary: dict[str, Any]) -> Table:
     shown = Table("question", "figure", "clipkit", "pixels 1-NN", "chance", "")
+    for column in shown.columns:
+        column.no_wrap = True
     for column in shown.columns[2:5]:
         column.justify = "right"
     for name, question in _QUESTIONS.items():
         row = summary[name]
         for figure in row["pixel_1nn"]:
             ours, pixels, chance = row[figure], row["pixel_1nn"][figure], row["chance"][figure]
-            verdict = "" if ours > pixels else "pixels still win"
+            verdict = "" if ours > pixels else "pixels win"
             shown.add_row(question, figure, f"{ours:.1%}", f"{pixels:.1%}", f"{chance:.2%}", verdict)
             question = ""
         shown.add_section()
