@@ -63,12 +63,3 @@ def test_where_pixels_win_the_table_says_so(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.count("pixels win") == 3
     assert "clipkit evaluate" in said
-<<<<<<< HEAD
-=======
-
-
-def test_an_interrupted_demo_leaves_a_marker_that_lets_it_start_anew(tmp_path):
-    (tmp_path / "x").write_text("")
-    with pytest.raises(ValueError, match="Name another with --out"):
-        _make_room(tmp_path)
->>>>>>> habits
