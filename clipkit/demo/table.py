@@ -18,7 +18,7 @@ _QUESTIONS = {
 
 def print_summary(summary: dict[str, Any], out: Path) -> None:
     """Print a summary to standard output."""
-    console = Console()
+    console = Console(width=max(90, Console().width))  # a log file has no width of its own
     console.print(_table(summary))
     retrieval = summary["retrieval"]
     recalls = (
