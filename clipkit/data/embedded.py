@@ -92,11 +92,11 @@ def words(name: str) -> str:
 def captions(concept: Concept) -> list[str]:
     """What a picture of the concept may be called; the first is its label.
 
-    Names are more than half of the list, so that they are learnt; the rest teaches the words that unseen concepts share
-    with seen ones: tags, three at a time, and the subgroup. All are short: a text tower pays for the longest of a batch.
+    Half of the list names it, so that names are learnt; the rest teaches the words that unseen concepts share with seen
+    ones: tags, three at a time, and the subgroup. All are short: a text tower pays for the longest of its batch.
     """
     label, kind = concept.label, words(concept.subgroup)
-    tags = [tag for tag in concept.tags if tag.lower() not in label.lower()] or [label]
+    tags = [tag for tag in concept.tags if tag.lower() not in label.lower()] or [kind]
     return [
         label,
         label,
@@ -104,6 +104,8 @@ def captions(concept: Concept) -> list[str]:
         f"a drawing of {label}",
         f"{label} emoji",
         *(", ".join(tags[start : start + 3]) for start in range(0, min(9, len(tags)), 3)),
+        ", ".join((label, *tags[:2])),
+        kind,
         kind,
     ]
 
