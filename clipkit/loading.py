@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
+from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
 from clipkit.towers.open_clip import CONFIG_FILE, OpenClipPair, build_pair, pair_from_config
 
@@ -27,7 +28,8 @@ def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
     Raises:
         ValueError: If nothing of that name can be loaded; the message says what was looked for.
     """
-    name, pretrained = split_model(str(model))
+    parts = {"name": str(model), "pretrained": None} if Path(model).exists() else split_model(str(model))
+    name, pretrained = str(parts["name"]), parts["pretrained"]
     pair, source, notes = load_pair(name, pretrained)
     return Encoder.from_pair(pair, model=str(model), pretrained=source), notes
 
@@ -44,19 +46,6 @@ def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | No
     if pretrained is not None or name.startswith("hf-hub:"):
         return pair, pretrained or name, []
     return pair, None, [f"{name} has random weights; name a tag (NAME:TAG) for trained ones"]
-
-
-def split_model(text: str) -> tuple[str, str | None]:
-    """``NAME:TAG`` as its two parts; paths and hub repositories have one.
-
-    Example:
-        >>> split_model("ViT-B-32:laion2b_s34b_b79k"), split_model("hf-hub:org/repo")
-        (('ViT-B-32', 'laion2b_s34b_b79k'), ('hf-hub:org/repo', None))
-    """
-    if text.startswith("hf-hub:") or Path(text).exists() or ":" not in text:
-        return text, None
-    name, tag = text.split(":", 1)
-    return name, tag
 
 
 def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
