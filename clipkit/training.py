@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch import Callback
 
 from clipkit import distributed
-from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks
+from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks, workers
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
@@ -93,6 +94,7 @@ def train(
         ValueError: If the folder, the data or the model do not fit the configuration.
     """
     _quieten()
+    _share_cores(config)
     world = ranks[0] * ranks[1]
     distributed.init(world, gpu=uses_gpu(config))
     if config.data.batch_size % world:
@@ -140,6 +142,14 @@ class _Run:
         if duration is None or duration.unit == "seconds":
             return None
         return max(1, duration.samples(self.config.data.batch_size, self.data.epoch_samples))
+
+
+def _share_cores(config: RunConfig) -> None:
+    """On CPU, leave the loader's workers cores of their own: threads that wait for each other's cores are slower than fewer."""
+    if uses_gpu(config) or "OMP_NUM_THREADS" in os.environ:
+        return
+    cores = (os.cpu_count() or 1) // distributed.launcher_world()[0]
+    torch.set_num_threads(max(1, cores - workers(config)))
 
 
 def _fit(run: _Run, found: Path | None) -> Outcome:
