@@ -65,7 +65,7 @@ def fit(
         RuntimeError: If ranks that were started failed.
     """
     from clipkit import distributed
-    from clipkit.launch import ranks_wanted, start_ranks
+    from clipkit.launch import RanksFailed, ranks_wanted, start_ranks
     from clipkit.plugins import load_plugin
     from clipkit.run_folder import default_folder
     from clipkit.training import devices_here, train
@@ -85,8 +85,10 @@ def fit(
     )
     if code == 2:
         raise ValueError(message)
+    if code == 130:
+        raise KeyboardInterrupt
     if code not in (0, 75):
-        raise RuntimeError(message or f"the ranks failed with code {code}; their own words stand above")
+        raise RanksFailed(message or f"the ranks failed with code {code}; their own words stand above")
     return _outcome(folder)
 
 

@@ -73,6 +73,9 @@ def build_module(
         for name, spec in specs.items()
     }
     losses |= {name: factory(scale_of) for name, factory in own_losses.items()}
+    for scale in scales.values():
+        if scale.bias is not None and not own_losses:  # InfoNCE does not know it, and DDP waits for a gradient of all
+            scale.bias.requires_grad_(False)
     weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
     scale_of(("image", "text"))  # the one that exports write, whatever the losses
     return CLIPModule(

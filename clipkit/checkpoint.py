@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -110,6 +111,12 @@ def read_checkpoint(folder: Path, *, with_state: bool = True) -> Checkpoint:
     model = load((folder / MODEL).read_bytes())
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True) if with_state else {}
     return Checkpoint(model, state, json.loads((folder / INFO).read_text()))
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of the weights of a checkpoint, without reading them."""
+    with safe_open(folder / MODEL, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def steps(checkpoints: Path) -> list[Path]:

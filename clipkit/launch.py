@@ -6,6 +6,8 @@ Ranks are fresh ``python -m clipkit fit RESOLVED.yaml`` processes under ``torch.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -20,6 +22,12 @@ from clipkit.config import RunConfig, write_config
 
 OUTCOME = "CLIPKIT_OUTCOME"
 """Names the file in which ranks that we started leave the exit code and the last words."""
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+class RanksFailed(RuntimeError):
+    """Ranks that were started here failed."""
 
 
 def ranks_wanted(config: RunConfig, devices_here: int) -> tuple[int, int]:
@@ -68,7 +76,7 @@ def start_ranks(config: RunConfig, *, ranks: int, resume: str, plugin: str | Non
         command += ["--plugin", plugin] if plugin else []
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-        with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:
             code = _wait(process)
         if outcome.is_file():
             told = json.loads(outcome.read_text())
@@ -77,24 +85,45 @@ def start_ranks(config: RunConfig, *, ranks: int, resume: str, plugin: str | Non
 
 
 def leave_word(code: int, message: str) -> bool:
-    """On a rank that ``start_ranks`` started, leave the outcome for it; says whether this is such a rank."""
-    path = os.environ.get(OUTCOME)
-    if path is None or not distributed.launched():
+    """On a rank that ``start_ranks`` started, leave the outcome for it; says whether this is such a rank.
+
+    The first failure stays: what other ranks say after it is only that a peer is gone.
+    """
+    if not started_here():
         return False
-    if distributed.launcher_rank() == 0 or (code != 0 and not Path(path).exists()):
-        Path(path).write_text(json.dumps({"code": code, "message": message}))
+    path = Path(os.environ[OUTCOME])
+    if distributed.launcher_rank() == 0 or code != 0:
+        own = path.with_name(f"{path.name}.{distributed.launcher_rank()}")
+        own.write_text(json.dumps({"code": code, "message": message}))
+        with contextlib.suppress(FileExistsError):
+            os.link(own, path)  # whole at once, and only where there is none
     return True
 
 
+def started_here() -> bool:
+    """Whether ``start_ranks`` started this process as a rank."""
+    return OUTCOME in os.environ and distributed.launched()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent ends.
+
+    torchrun puts each rank into a session of its own: no signal to torchrun's group reaches it, and it would train on, unwatched.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    interrupts = 0
+    interrupts, asked = 0, False
 
     def forward(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
+        nonlocal interrupts, asked
         interrupts += number == signal.SIGINT
         if interrupts > 1:
             os.killpg(process.pid, signal.SIGKILL)
-        else:
+        elif not asked:  # a second SIGTERM would make torchrun leave before its ranks have saved
+            asked = True
             process.send_signal(signal.SIGTERM)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

@@ -6,12 +6,16 @@ import json
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clipkit.checkpoint import INFO, newest, steps
+from clipkit.checkpoint import INFO, CheckpointError, newest, shapes, steps, verify
 from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environment.json", "stopped.json"
 MAY_CHANGE = (
@@ -63,7 +67,12 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool) -> None:
 
 def record_start(folder: Path, config: RunConfig) -> None:
     """Make the run folder and write down what is run, once everything that can be wrong has been looked at."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"the run folder {folder} cannot be made ({error.strerror}); name another with run=DIR"
+        ) from error
     write_config(config, folder / CONFIG)
     (folder / COMMAND).write_text(shlex.join(sys.argv) + "\n")
     (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
@@ -76,6 +85,9 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     Args:
         folder: The run folder.
         resume: ``auto``, ``never``, or a checkpoint folder.
+
+    Raises:
+        ValueError: If the named checkpoint is none, or does not verify.
     """
     if resume == "never":
         return None, []
@@ -86,7 +98,30 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         raise ValueError(
             f"--resume {resume}: no checkpoint there ({INFO} is missing); give auto, never or RUN/checkpoints/STEP"
         )
+    if reason := verify(chosen):
+        raise CheckpointError(f"--resume {resume}: not usable, {reason}; name another checkpoint")
     return chosen, []
+
+
+def check_weights(checkpoint: Path, own: Mapping[str, Tensor]) -> None:
+    """Whether a checkpoint holds the weights of this model: a model's file may have changed under its name.
+
+    Args:
+        checkpoint: The checkpoint to go on from.
+        own: The weights of the model in hand.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    there, here = shapes(checkpoint), {name: tuple(tensor.shape) for name, tensor in own.items()}
+    different = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{checkpoint} holds another model: {len(different)} of {len(here)} weights differ, the first is {name}, "
+            f"{there.get(name, 'absent')} there and {here.get(name, 'absent')} here; "
+            "go on with the model that it was made with, or start anew with another run=DIR"
+        )
 
 
 def finished_step(checkpoint: Path | None) -> tuple[int, int]:

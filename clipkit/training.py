@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,28 @@ from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
 from clipkit.callbacks.evaluate import Evaluate
-from clipkit.callbacks.metrics import RECORD, MetricsLog
+from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
-from clipkit.callbacks.validation import validation_loss
+from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
-from clipkit.run_folder import check_folder, find_resume, finished_step, record_start, recorded_plugin, write_stopped
+from clipkit.run_folder import (
+    check_folder,
+    check_weights,
+    find_resume,
+    finished_step,
+    record_start,
+    recorded_plugin,
+    write_stopped,
+)
 from clipkit.towers.open_clip import OpenClipPair
 
 STOPPED_CODE = 75
+Tasks = dict[str, Callable[[], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -103,20 +112,36 @@ def train(
             f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
         )
     distributed.on_rank_0(lambda: check_folder(folder, config, fresh=resume == "never"))
-    found, passed_over = find_resume(folder, resume)
+    found, passed_over = _agreed_resume(folder, resume)
     for line in passed_over:
         say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
     step, steps = finished_step(found)
     if found is not None and (warning := check_plugin(recorded_plugin(found), plugin)):
         say(warning)
-    if found is not None and step >= steps:
+    if found is not None and resume == "auto" and step >= steps:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
     data = build_data(config, pair, folder=folder)
-    distributed.on_rank_0(lambda: record_start(folder, config))
     losses = dict(own_losses or {}) | (plugin.losses if plugin else {})
-    return _fit(_Run(config, folder, ranks, pair, data, losses, plugin), found)
+    run = _Run(config, folder, ranks, pair, data, losses, plugin)
+    end = min(steps, run.steps)
+    if (
+        found is not None and step >= end
+    ):  # Lightning's loop is at its end there, and a longer length does not move that
+        raise ValueError(
+            f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
+        )
+    return _fit(run, found)
+
+
+def _agreed_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """Rank 0's choice of the checkpoint to go on from: on a shared disk two ranks may see two states of the folder."""
+    chosen: list[tuple[Path | None, list[str]]] = []
+    distributed.on_rank_0(lambda: chosen.append(find_resume(folder, resume)))
+    found, passed_over = chosen[0] if chosen else (None, [])
+    path = distributed.gather_json(None if found is None else str(found))[0]
+    return (None if path is None else Path(path)), passed_over
 
 
 @dataclass
@@ -157,9 +182,15 @@ def _fit(run: _Run, found: Path | None) -> Outcome:
     module = build_module(
         config, run.pair, steps=run.steps, warmup=run.in_steps(config.optim.warmup), own_losses=run.own_losses
     )
+    tasks = _tasks(run, module)
+    if found is not None:
+        check_weights(found, module.state_dict())
+    distributed.on_rank_0(
+        lambda: record_start(run.folder, config)
+    )  # from here on nothing is wrong that could be seen before
     agreement = Agreement(_clocks(config))
     figures: dict[str, Any] = {}
-    trainer, checkpoint_io = _trainer(run, module, agreement, figures)
+    trainer, checkpoint_io = _trainer(run, tasks, agreement, figures)
     _announce(run, module, found)
     trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
@@ -172,9 +203,16 @@ def _fit(run: _Run, found: Path | None) -> Outcome:
     return Outcome(run.folder, step, run.steps, stopped, figures)
 
 
-def _trainer(
-    run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]
-) -> tuple[Any, FolderCheckpointIO]:
+def _tasks(run: _Run, module: CLIPModule) -> Tasks:
+    """What is evaluated, opened and looked at now: a mistake in it must not show after a night of training."""
+    tasks: Tasks = build_tasks(run.config, module, run.pair)
+    if run.config.data.val:
+        check_validation(run.data)
+        tasks[""] = lambda: validation_loss(module, run.data)
+    return tasks
+
+
+def _trainer(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> tuple[Any, FolderCheckpointIO]:
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import DDPStrategy
 
@@ -190,7 +228,7 @@ def _trainer(
         precision=config.trainer.precision,
         max_epochs=1,
         logger=False,
-        callbacks=_callbacks(run, module, agreement, figures),
+        callbacks=_callbacks(run, tasks, agreement, figures),
         plugins=[checkpoint_io],
         enable_checkpointing=False,
         use_distributed_sampler=False,
@@ -202,21 +240,23 @@ def _trainer(
     return trainer, checkpoint_io
 
 
-def _callbacks(run: _Run, module: CLIPModule, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
+def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
     """What acts at the end of a step, in this order."""
     config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
     window = max(1, run.in_steps(config.logging.every))
+    loggers: list[Any] = []
+    distributed.on_rank_0(
+        lambda: loggers.extend(build_loggers(config, run.folder))
+    )  # a missing package stops all ranks
     metrics = MetricsLog(
         folder=run.folder,
         every=window,
         batch_size=batch_size,
-        loggers=build_loggers(config, run.folder) if distributed.rank() == 0 else [],
+        loggers=loggers,
         csv_copy=config.logging.csv,
         progress=Progress(steps),
     )
-    tasks = build_tasks(config, module, run.pair)
-    if config.data.val:
-        tasks[""] = lambda: validation_loss(module, run.data)
+    now: dict[str, Any] = {}
     evaluate = Evaluate(
         tasks=tasks,
         every=run.in_samples(config.evaluate.every),
@@ -225,6 +265,7 @@ def _callbacks(run: _Run, module: CLIPModule, agreement: Agreement, figures: dic
         agreement=agreement,
         metrics=metrics,
         figures=figures,
+        now=now,
     )
     save = SaveCheckpoints(
         folder=run.folder / "checkpoints",
@@ -235,12 +276,12 @@ def _callbacks(run: _Run, module: CLIPModule, agreement: Agreement, figures: dic
         keep_best=config.checkpoint.keep_best,
         best=config.best_figure,
         agreement=agreement,
-        figures=figures,
+        figures=now,
     )
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
-    return [account, agreement, metrics, evaluate, save]
+    return [account, agreement, metrics, evaluate, save, OffTheClock(metrics)]
 
 
 def _clocks(config: RunConfig) -> dict[str, float]:

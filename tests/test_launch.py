@@ -1,6 +1,13 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from clipkit import distributed
+import clipkit
+from clipkit import distributed, launch
 from clipkit.config import load_config
 from clipkit.launch import ranks_wanted
 
@@ -51,3 +58,53 @@ def test_without_a_group_there_is_one_rank():
     assert distributed.gather_json({"a": 1}) == [{"a": 1}]
     with pytest.raises(ValueError, match="taken"):
         distributed.on_rank_0(lambda: (_ for _ in ()).throw(ValueError("taken")))
+
+
+def test_the_first_failure_keeps_its_word(launched, monkeypatch, tmp_path):
+    launched(world=2, local=2)
+    outcome = tmp_path / "outcome.json"
+    assert not launch.leave_word(0, "")  # nobody waits for it
+    monkeypatch.setenv(launch.OUTCOME, str(outcome))
+    monkeypatch.setenv("RANK", "1")
+    assert launch.leave_word(0, "")
+    assert not outcome.exists(), "rank 0 speaks for a run that went well"
+    launch.leave_word(2, "error: the cause")
+    monkeypatch.setenv("RANK", "0")
+    launch.leave_word(1, "connection closed by peer")
+    assert json.loads(outcome.read_text()) == {"code": 2, "message": "error: the cause"}
+
+
+@pytest.mark.parametrize(("code", "raised"), [(2, ValueError), (130, KeyboardInterrupt), (1, launch.RanksFailed)])
+def test_the_code_of_ranks_is_the_code_of_the_caller(config, monkeypatch, code, raised):
+    monkeypatch.setattr(launch, "start_ranks", lambda *_, **__: (code, "words"))
+    with pytest.raises(raised):
+        clipkit.fit(config("trainer.devices=2", "trainer.accelerator=cpu"))
+
+
+def test_torchrun_is_asked_to_stop_once(monkeypatch):
+    sent = []
+
+    class Process:
+        pid = 0
+
+        def send_signal(self, number):
+            sent.append(number)
+
+        def wait(self):
+            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            return 0
+
+    assert launch._wait(Process()) == 0
+    assert sent == [signal.SIGTERM]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_rank_ends_with_torchrun():
+    child = "from clipkit.launch import die_with_parent; import sys, time; die_with_parent(); print('up', flush=True); time.sleep(60)"
+    parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"up\n"
+    process.kill()
+    assert process.stdout.read() == b"", "the pipe closes when the child, which holds it too, is gone"
+    process.wait()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,53 @@ def test_bad_input_is_one_paragraph_and_code_2_and_changes_nothing(finished_run,
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_named_checkpoint_must_fit_the_run(finished_run, tmp_path, tiny_model, capsys):
+    config, folder = finished_run
+    checkpoint, run = folder / "checkpoints" / "4", tmp_path / "run"
+
+    def refused(*arguments):
+        capsys.readouterr()
+        assert command_line(["fit", str(config), f"run={run}", *arguments]) == 2
+        assert not run.exists()
+        return capsys.readouterr().err
+
+    wider = json.loads(tiny_model.read_text()) | {"embed_dim": 24}
+    tiny_model.write_text(json.dumps(wider))
+    said = refused("--resume", str(checkpoint), f"model={tiny_model}")
+    assert "holds another model: 2 of" in said
+    assert "(32, 16) there and (32, 24) here" in said
+    last = folder / "checkpoints" / str(STEPS)
+    assert f"step {STEPS} is the end of a run" in refused("--resume", str(last), "trainer.length=14 steps")
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not what was written")
+    assert "not usable" in refused("--resume", str(tmp_path / "broken"))
+    longer = clipkit.fit(config, {"run": str(run), "trainer.length": "14 steps"}, resume=str(checkpoint))
+    assert (longer.step, longer.code) == (14, 0)
+
+
+def test_a_run_folder_that_cannot_be_made_is_bad_input(config, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert command_line(["fit", str(config), f"run={tmp_path / 'file' / 'run'}"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_the_budget_holds_at_the_end_of_a_run_shorter_than_a_window(tmp_path, tiny_model, capsys):
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    write_shard(folder / "0.tar", 64, captions=["" if i % 8 == 0 else f"square {i}" for i in range(64)])
+    config = write_config(tmp_path, tiny_model, folder, logging={"every": "50 steps"})
+    assert command_line(["fit", str(config), f"run={tmp_path / 'run'}"]) == 1
+    assert "data.bad_samples" in capsys.readouterr().err
+
+
+def test_a_bias_that_the_loss_does_not_use_stops_no_second_rank(config, tmp_path, tiny_model):
+    tiny_model.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"init_logit_bias": -10.0}))
+    process = start(config, tmp_path / "run", "trainer.devices=2", "trainer.length=2 steps")
+    said = process.communicate()[0]
+    assert process.returncode == 0, said
+    assert clipkit.load(tmp_path / "run").logit_bias == -10
+
+
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     from tests.conftest import TINY_MODEL
@@ -213,10 +261,12 @@ def finished_run(tmp_path_factory):
         ({"model": "ViT-B-3"}, ["ViT-B-3", "did you mean"]),
         ({"data.train.squares.fields": "{image: png, text: caption}"}, ["squares", "caption", "txt"]),
         ({"data.train.squares.fields": "{image: jpg, text: txt}"}, ["squares", "jpg", "png"]),
+        ({"evaluate.tasks.t": "{kind: zero_shot, data: nowhere}"}, ["nowhere", "evaluation set"]),
+        ({"data.val.v.shards": "SHARDS/00001.tar", "data.batch_size": 32}, ["data.val", "24 pairs", "32"]),
     ],
 )
 def test_data_and_model_that_cannot_work_are_named_before_training(config, tmp_path, change, words, capsys):
-    arguments = [f"{key}={value}" for key, value in change.items()]
+    arguments = [f"{key}={value}".replace("SHARDS", str(tmp_path / "shards")) for key, value in change.items()]
     assert command_line(["fit", str(config), f"run={tmp_path / 'run'}", *arguments]) == 2
     said = capsys.readouterr().err
     for word in words:

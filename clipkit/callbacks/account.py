@@ -51,7 +51,7 @@ class DataAccount(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Advance, say the first bad samples of each cause, and check the budget at window steps."""
+        """Advance, say the first bad samples of each cause, and check the budget at window steps and at the end."""
         self.data.advance(batch)
         for record in batch["bad"]:
             self._bad += 1
@@ -60,7 +60,7 @@ class DataAccount(Callback):
                 say(
                     f"warning: bad sample {record.key!r} in {record.shard} ({record.cause}); a substitute trains in its place"
                 )
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every == 0 or trainer.global_step == self.data.batches:
             self._check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

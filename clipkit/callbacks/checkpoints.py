@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +60,9 @@ class FolderCheckpointIO(CheckpointIO):
 class SaveCheckpoints(Callback):
     """Save every so many samples, when a clock or a signal says so, and at the end; keep the newest and the best.
 
+    Where the best are kept, a step at which the deciding figure was measured is saved too: a figure belongs to the weights that it was
+    measured on.
+
     Args:
         folder: ``RUN/checkpoints``.
         every: Samples between checkpoints, or None for clock, signal and end alone.
@@ -68,7 +72,7 @@ class SaveCheckpoints(Callback):
         keep_best: How many of the best by ``best`` stay beside them.
         best: The figure that decides (``val/imagenet/acc1``); larger is better, but of a loss smaller is.
         agreement: Tells what the ranks agreed on.
-        figures: The last evaluation's figures, filled by another callback.
+        figures: Figures that were measured at this very step, filled by another callback.
     """
 
     def __init__(
@@ -115,12 +119,13 @@ class SaveCheckpoints(Callback):
         step = trainer.global_step
         by_clock = self.agreement.take("checkpoint")
         last = step >= self.steps or trainer.should_stop
-        if by_clock or last or (self.every is not None and crossed(step, self.batch_size, self.every)):
+        measured = self.best is not None and self.figures.get(self.best) is not None
+        if by_clock or last or measured or (self.every is not None and crossed(step, self.batch_size, self.every)):
             self._save(trainer, step)
 
     def _save(self, trainer: Trainer, step: int) -> None:
         score = self.figures.get(self.best) if self.best is not None else None
-        if score is not None:
+        if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
             self.scores[str(step)] = -float(score) if str(self.best).startswith("val/loss") else float(score)
         trainer.save_checkpoint(self.folder / str(step))
         if trainer.is_global_zero:

@@ -26,7 +26,8 @@ class Evaluate(Callback):
         steps: Steps of the whole run.
         agreement: Tells what the ranks agreed on.
         metrics: Writes the figures.
-        figures: Filled with the last evaluation's figures, for whoever chooses the best checkpoint.
+        figures: Filled with the last evaluation's figures.
+        now: Filled with the figures of this very step, for whoever chooses the best checkpoint.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Evaluate(Callback):
         agreement: Agreement,
         metrics: MetricsLog,
         figures: Figures,
+        now: Figures,
     ) -> None:
         self.tasks = tasks
         self.every = every
@@ -47,12 +49,14 @@ class Evaluate(Callback):
         self.agreement = agreement
         self.metrics = metrics
         self.figures = figures
+        self.now = now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Evaluate if this step is one to evaluate at."""
         step = trainer.global_step
+        self.now.clear()
         by_clock = self.agreement.take("evaluate")
         due = step >= self.steps or (self.every is not None and crossed(step, self.batch_size, self.every))
         if not self.tasks or not (by_clock or due):
@@ -61,5 +65,6 @@ class Evaluate(Callback):
         for name, run in self.tasks.items():
             found = {f"val/{name}/{key}" if name else f"val/{key}": value for key, value in run().items()}
             self.figures.update(found)
+        self.now.update(self.figures)
         self.metrics.write(trainer, step, self.figures)
         say(f"evaluated at step {step} on {distributed.world_size()} rank(s)")

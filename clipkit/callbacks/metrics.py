@@ -87,6 +87,12 @@ class MetricsLog(Callback):
             self.progress.step(trainer.global_step)
         self._step_end = time.perf_counter()
 
+    def skip(self) -> None:
+        """Leave out what other callbacks did since the step's end: an evaluation is neither training nor waiting for data."""
+        now = time.perf_counter()
+        self._window_start += now - self._step_end
+        self._step_end = now
+
     def write(self, trainer: Trainer, step: int, figures: Mapping[str, Any]) -> None:
         """Write figures of a step, on rank 0."""
         if not trainer.is_global_zero:
@@ -118,7 +124,10 @@ class MetricsLog(Callback):
         elapsed = max(now - self._window_start, 1e-9)
         names = list(module.parts)
         local = torch.stack(
-            [*(module.parts[name].double() for name in names), torch.tensor(self._waited / elapsed).double()]
+            [
+                *(module.parts[name].double() for name in names),
+                torch.tensor(self._waited / elapsed, dtype=torch.float64, device=module.device),
+            ]
         )
         mean = (distributed.all_reduce_(local) / distributed.world_size()).tolist()
         parts = dict(zip(names, mean[:-1], strict=True))
@@ -135,6 +144,23 @@ class MetricsLog(Callback):
         figures["train/data_wait"] = mean[-1]
         self._window_start, self._waited, self._window_steps = now, 0.0, 0
         return figures
+
+
+class OffTheClock(Callback):
+    """Stands last: evaluations and checkpoints before it do not count as training time.
+
+    Args:
+        metrics: Whose clock it is.
+    """
+
+    def __init__(self, metrics: MetricsLog) -> None:
+        self.metrics = metrics
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on from here."""
+        self.metrics.skip()
 
 
 def last_lr(trainer: Trainer) -> float:

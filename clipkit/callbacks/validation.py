@@ -5,8 +5,24 @@ from __future__ import annotations
 import torch
 
 from clipkit import distributed
+from clipkit.data.catalogue import open_catalogue
+from clipkit.data.check import check_fields
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.module import CLIPModule
+
+
+def check_validation(data: ShardDataModule) -> None:
+    """Whether ``data.val`` makes a batch, looked at before training.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    check_fields(data.val)
+    held = sum(int(open_catalogue(source, data.cache).counts.sum()) for source in data.val)
+    if held < data.batch_size:
+        raise ValueError(
+            f"data.val holds {held:,} pairs, fewer than one batch of {data.batch_size:,}; give it more, or take a smaller data.batch_size"
+        )
 
 
 @torch.no_grad()
@@ -31,7 +47,6 @@ def validation_loss(module: CLIPModule, data: ShardDataModule) -> dict[str, floa
     finally:
         for child, training in modes:
             child.training = training
-    if count == 0:
-        raise ValueError("data.val holds fewer pairs than one batch; give it more, or a smaller data.batch_size")
+    assert count, "check_validation was not called"
     total = {"loss": sums.pop("total") / count}
     return total | ({f"loss/{name}": value / count for name, value in sums.items()} if len(sums) > 1 else {})

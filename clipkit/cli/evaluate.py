@@ -26,6 +26,9 @@ def evaluate_all(
         raise ValueError(f"--task {task}: there is no such task; tasks: {', '.join(_TASKS)}")
     if out is not None and out.suffix == ".json" and len(data) > 1:
         raise ValueError(f"--out {out}: {len(data)} results do not go into one file; name a folder")
+    if out is not None and (out.is_dir() if out.suffix == ".json" else out.exists() and not out.is_dir()):
+        kind = "a folder" if out.is_dir() else "a file"
+        raise ValueError(f"--out {out}: it is {kind}; name a file FILE.json for one result, or a folder")
     encoder = api.load(model)
     results = []
     for place in data:

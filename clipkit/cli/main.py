@@ -88,6 +88,11 @@ def export(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
+    if os.environ.get("CLIPKIT_OUTCOME"):
+        from clipkit.launch import die_with_parent, started_here
+
+        if started_here():
+            die_with_parent()
     try:
         result = app(arguments, standalone_mode=False)
         code, message = (int(result) if isinstance(result, int) else 0), ""

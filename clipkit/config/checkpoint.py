@@ -17,7 +17,9 @@ class CheckpointSpec(Spec):
         None, description="Interval: samples, epochs, steps or a time. Unset: only at the end and on a stop."
     )
     keep_last: Annotated[Count, Field(ge=1)] = Field(2, description="How many of the newest to keep.")
-    keep_best: Count = Field(0, description="How many of the best by `best` to keep besides.")
+    keep_best: Count = Field(
+        0, description="How many of the best by `best` to keep besides; each evaluation is saved then."
+    )
     best: Text | None = Field(
         None,
         description="The figure that `keep_best` goes by, such as val/TASK/acc1 or val/loss; unset: the first task's "

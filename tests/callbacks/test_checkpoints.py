@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -38,13 +40,26 @@ def test_the_newest_stay_and_the_last_step_is_always_saved(tmp_path):
 @pytest.mark.parametrize(("best", "kept"), [("val/t/acc1", ["12", "4"]), ("val/loss", ["12", "2"])])
 def test_the_best_stays_whatever_its_age_and_of_a_loss_the_smallest(tmp_path, best, kept):
     values = {2: 0.1, 4: 0.9, 6: 0.5, 8: 0.5, 10: 0.3, 12: 0.2}
-    figures = [{best: values.get(step, 0.0)} for step in range(13)]
+    figures = [{best: values[step]} if step in values else {} for step in range(13)]
     callback = saver(tmp_path, keep_last=1, keep_best=1, best=best)
     run(callback, Trainer(), figures)
     assert [path.name for path in steps(tmp_path)] == kept
     again = saver(tmp_path, keep_last=1, keep_best=1, best=best)
     again.load_state_dict(callback.state_dict())
     assert again.scores == callback.scores
+
+
+def test_a_figure_belongs_to_the_weights_it_was_measured_on(tmp_path):
+    figures = [{"val/loss": {5: 0.1, 10: 0.9}[step]} if step in (5, 10) else {} for step in range(13)]
+    run(saver(tmp_path, every=40, keep_last=1, keep_best=1, best="val/loss"), Trainer(), figures)
+    assert [path.name for path in steps(tmp_path)] == ["12", "5"]  # not 8, which came after the evaluation of 5
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path):
+    values = {2: 0.5, 4: 0.3, 6: math.nan, 8: math.nan, 10: math.inf, 12: math.nan}
+    figures = [{"val/loss": values[step]} if step in values else {} for step in range(13)]
+    run(saver(tmp_path, keep_last=1, keep_best=1, best="val/loss"), Trainer(), figures)
+    assert [path.name for path in steps(tmp_path)] == ["12", "4"]
 
 
 def test_without_an_interval_only_the_end_is_saved(tmp_path):

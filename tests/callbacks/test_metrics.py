@@ -1,7 +1,8 @@
 import json
 import math
+from types import SimpleNamespace
 
-from clipkit.callbacks.metrics import _strict, cut_back, write_csv
+from clipkit.callbacks.metrics import MetricsLog, OffTheClock, _strict, cut_back, write_csv
 from clipkit.callbacks.progress import Progress
 
 
@@ -24,6 +25,23 @@ def test_csv_has_a_column_for_every_figure_of_any_step(tmp_path):
 
 def test_json_never_holds_nan():
     assert _strict({"a": math.nan, "b": math.inf, "c": 1.5, "d": None}) == {"a": None, "b": None, "c": 1.5, "d": None}
+
+
+def test_an_evaluation_between_two_steps_is_no_waiting_for_data(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("clipkit.callbacks.metrics.time.perf_counter", lambda: now[0])
+    trainer = SimpleNamespace(is_global_zero=True, global_step=0)
+    log = MetricsLog(folder=tmp_path, every=10, batch_size=4, loggers=[], csv_copy=False, progress=Progress(9))
+    log.on_train_start(trainer, None)
+    now[0] += 1  # a second of waiting
+    log.on_train_batch_start(trainer, None, None, 0)
+    trainer.global_step = 1
+    log.on_train_batch_end(trainer, None, None, None, 0)
+    now[0] += 60  # a minute of evaluation
+    OffTheClock(log).on_train_batch_end(trainer, None, None, None, 0)
+    log.on_train_batch_start(trainer, None, None, 1)
+    assert log._waited == 1
+    assert now[0] - log._window_start == 1
 
 
 def test_off_a_terminal_a_window_is_one_line_and_steps_are_silent(capsys):
