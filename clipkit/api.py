@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,6 +71,7 @@ def fit(
     from clipkit.run_folder import default_folder
     from clipkit.training import devices_here, train
 
+    distributed.adopt_srun(os.environ)
     loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)
     folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
     ranks = ranks_wanted(loaded, devices_here(loaded))

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -51,6 +52,25 @@ def world_size() -> int:
 def launched() -> bool:
     """Whether torchrun (or a launcher that sets its variables) started this process."""
     return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def adopt_srun(environment: MutableMapping[str, str]) -> None:
+    """Under ``srun`` with several tasks, set the variables that torchrun sets, so that all tasks are one training.
+
+    The batch script itself also sees SLURM's variables; only a step of several tasks (``SLURM_STEP_NUM_TASKS``) is a launcher.
+    """
+    if "WORLD_SIZE" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment.get("SLURM_STEP_NUM_NODES", "1"))
+    first = re.sub(r"\[(\d+).*?\]", r"\1", environment["SLURM_STEP_NODELIST"].split(",")[0], count=1)
+    environment |= {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world // nodes),
+        "MASTER_ADDR": environment.get("MASTER_ADDR", first),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(15000 + int(environment["SLURM_JOB_ID"]) % 20000)),
+    }
 
 
 def launcher_world() -> tuple[int, int]:

@@ -104,6 +104,28 @@ def train(
     """
     _quieten()
     _share_cores(config)
+    agreement = Agreement(_clocks(config))
+    agreement.listen()
+    try:
+        return _train(_Request(config, folder, ranks, resume, dict(own_losses or {}), plugin), agreement)
+    finally:
+        agreement.release()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What ``train`` was asked for."""
+
+    config: RunConfig
+    folder: Path
+    ranks: tuple[int, int]
+    resume: str
+    own_losses: Mapping[str, LossFactory]
+    plugin: Plugin | None
+
+
+def _train(asked: _Request, agreement: Agreement) -> Outcome:
+    config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
     distributed.init(world, gpu=uses_gpu(config))
     if config.data.batch_size % world:
@@ -123,7 +145,7 @@ def train(
         return Outcome(folder, step, steps)
     pair = build_model(config)
     data = build_data(config, pair, folder=folder)
-    losses = dict(own_losses or {}) | (plugin.losses if plugin else {})
+    losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)
     if (
@@ -132,7 +154,7 @@ def train(
         raise ValueError(
             f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
         )
-    return _fit(run, found)
+    return _fit(run, found, agreement)
 
 
 def _agreed_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
@@ -177,7 +199,7 @@ def _share_cores(config: RunConfig) -> None:
     torch.set_num_threads(max(1, cores - workers(config)))
 
 
-def _fit(run: _Run, found: Path | None) -> Outcome:
+def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
     config = run.config
     module = build_module(
         config, run.pair, steps=run.steps, warmup=run.in_steps(config.optim.warmup), own_losses=run.own_losses
@@ -188,7 +210,6 @@ def _fit(run: _Run, found: Path | None) -> Outcome:
     distributed.on_rank_0(
         lambda: record_start(run.folder, config)
     )  # from here on nothing is wrong that could be seen before
-    agreement = Agreement(_clocks(config))
     figures: dict[str, Any] = {}
     trainer, checkpoint_io = _trainer(run, tasks, agreement, figures)
     _announce(run, module, found)

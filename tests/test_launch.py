@@ -108,3 +108,23 @@ def test_a_rank_ends_with_torchrun():
     process.kill()
     assert process.stdout.read() == b"", "the pipe closes when the child, which holds it too, is gone"
     process.wait()
+
+
+def test_tasks_of_srun_are_ranks_of_one_training():
+    step = {
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_STEP_NODELIST": "gpu[017-018]",
+        "SLURM_PROCID": "9",
+        "SLURM_LOCALID": "1",
+        "SLURM_JOB_ID": "123456",
+    }
+    environment = dict(step)
+    distributed.adopt_srun(environment)
+    got = {name: environment[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")}
+    assert got == {"RANK": "9", "LOCAL_RANK": "1", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu017"}
+    assert 15000 <= int(environment["MASTER_PORT"]) < 35000
+    for untouched in ({"SLURM_NTASKS": "16", "SLURM_PROCID": "0"}, step | {"WORLD_SIZE": "4"}, {}):
+        environment = dict(untouched)
+        distributed.adopt_srun(environment)
+        assert environment == untouched

@@ -17,6 +17,7 @@ from clipkit.data.account import EpochAccount, as_json
 from clipkit.data.datamodule import ShardDataModule
 
 ACCOUNT = "data.json"
+FEWEST = 500  # samples that the budget is a share of at the least: one bad sample in a first small window stops nothing
 
 
 class BadSampleBudget(RuntimeError):
@@ -76,7 +77,7 @@ class DataAccount(Callback):
             distributed.all_reduce_(torch.tensor([self._bad], dtype=torch.int64, device=trainer.strategy.root_device))
         )
         seen = (trainer.global_step - self._first_step) * self.batch_size
-        if total > self.budget * seen:
+        if total > self.budget * max(seen, FEWEST):
             raise BadSampleBudget(
                 f"{total} of {seen} samples were bad ({total / seen:.1%}), more than data.bad_samples = {self.budget:.1%} allows; "
                 f"on this rank by cause: {dict(self.said)}. Look at the data with the keys above, mend it, or raise data.bad_samples"

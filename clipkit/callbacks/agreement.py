@@ -7,6 +7,7 @@ inside the handler and waits for a broadcast at each step; both are replaced.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -56,10 +57,21 @@ class Agreement(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         self._group = distributed.cpu_group()
-        try:
+        self.listen()
+
+    def listen(self) -> None:
+        """Take signals as flags from now on; one that comes while the run is still being put together stops it at its first step."""
+        if self._previous:
+            return
+        # outside the main thread (a notebook's executor) signals stay with who owns them
+        with contextlib.suppress(ValueError):
             self._previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
-        except ValueError:  # not the main thread (a notebook's executor): signals stay with who owns them
-            self._previous = {}
+
+    def release(self) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clocks."""
@@ -72,8 +84,11 @@ class Agreement(Callback):
         """Read what was agreed at the last step, and start the next agreement."""
         self.agreed = self._read()
         self._ring()
-        flags = torch.tensor([int(flag in self._raised) for flag in _FLAGS], dtype=torch.int32)
-        self._raised.clear()
+        raised, self._raised = (
+            self._raised,
+            set(),
+        )  # a signal may come between any two lines: it raises into one of the two
+        flags = torch.tensor([int(flag in raised) for flag in _FLAGS], dtype=torch.int32)
         self._pending = (flags, distributed.all_reduce_max_async(flags, self._group))
         if self._group is None:  # one process agrees with itself at once
             self.agreed |= self._read()
@@ -83,9 +98,7 @@ class Agreement(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Finish the last agreement and give the signals back."""
         self._read()
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+        self.release()
 
     def _read(self) -> set[str]:
         if self._pending is None:

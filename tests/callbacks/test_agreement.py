@@ -47,3 +47,16 @@ def test_a_clock_rises_once_an_interval_and_is_taken_once():
     step(agreement, trainer)
     assert not agreement.take("checkpoint")
     agreement.teardown(trainer, None, "fit")
+
+
+def test_a_signal_while_the_run_is_put_together_stops_it_at_its_first_step():
+    agreement, trainer = Agreement(), fake_trainer()
+    agreement.listen()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    agreement.setup(trainer, None, "fit")
+    assert not trainer.should_stop
+    step(agreement, trainer)
+    assert trainer.should_stop
+    assert agreement.signal_name == "SIGUSR1"
+    agreement.release()
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
