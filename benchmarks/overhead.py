@@ -50,7 +50,7 @@ class InMemory(LightningDataModule):
 
     def __init__(self, steps: int) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps = self.batches = steps
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(1, WORDS - 1, (PAIRS, CONTEXT), generator=generator)
         tokens[:, -1] = WORDS - 1  # the end of the text, at the end: nothing is trimmed, both compute the same
@@ -161,7 +161,7 @@ def measure(folder: Path, steps: int) -> list[tuple[float, float]]:
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
     training._quieten()
     run = training._Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
-    trainer, _ = training._trainer(run, module, Agreement(), {})
+    trainer, _ = training._trainer(run, {}, Agreement(), {})
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)
     trainer.fit(module, datamodule=data)

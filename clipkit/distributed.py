@@ -63,14 +63,16 @@ def adopt_srun(environment: MutableMapping[str, str]) -> None:
         return
     world, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(environment.get("SLURM_STEP_NUM_NODES", "1"))
     first = re.sub(r"\[(\d+).*?\]", r"\1", environment["SLURM_STEP_NODELIST"].split(",")[0], count=1)
-    environment |= {
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world // nodes),
-        "MASTER_ADDR": environment.get("MASTER_ADDR", first),
-        "MASTER_PORT": environment.get("MASTER_PORT", str(15000 + int(environment["SLURM_JOB_ID"]) % 20000)),
-    }
+    environment.update(
+        {
+            "RANK": environment["SLURM_PROCID"],
+            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world // nodes),
+            "MASTER_ADDR": environment.get("MASTER_ADDR", first),
+            "MASTER_PORT": environment.get("MASTER_PORT", str(15000 + int(environment["SLURM_JOB_ID"]) % 20000)),
+        }
+    )
 
 
 def launcher_world() -> tuple[int, int]:
