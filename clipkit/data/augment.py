@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from clipkit.data.colour import grey, jitter
 from clipkit.data.draws import CROP, uniforms
-from clipkit.data.transforms import INTERPOLATIONS, resize
+from clipkit.data.transforms import INTERPOLATIONS, resize_as_pillow
 
 _TRIES = 10
 # columns of a sample's draws; a new augmentation takes the next, so that switching one on changes no other
@@ -137,7 +137,9 @@ class Augment:
         boxes = crop_boxes(heights, widths, draws, self.scale, self.ratio)
         out = torch.empty((len(images), 3, *self.size), dtype=torch.uint8)
         for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-            out[row] = resize(image[:, top : top + height, left : left + width], *self.size, self.interpolation)
+            out[row] = resize_as_pillow(
+                image[:, top : top + height, left : left + width], *self.size, self.interpolation
+            )
         if self.flip or self.color_jitter or self.grayscale or self.affine:
             step = max(1, _CHUNK // (self.size[0] * self.size[1]))
             for start in range(0, len(images), step):

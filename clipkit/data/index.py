@@ -13,7 +13,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +75,16 @@ def _arrays(index: ShardIndex) -> dict[str, Ints | NDArray[np.bytes_]]:
 
 def split_name(name: bytes) -> tuple[bytes, str] | None:
     """Key and field of a member, or None for a file that belongs to no sample (no extension, or a hidden file)."""
-    folder, slash, base = name.rpartition(b"/")
-    stem, _, extension = base.partition(b".")
-    if not stem or not extension:
+    last = name.rfind(b"/") + 1
+    dot = name.find(b".", last)
+    if dot <= last or dot == len(name) - 1:
         return None
-    return folder + slash + stem, extension.lower().decode(errors="backslashreplace")
+    return name[:dot], _field(name[dot + 1 :])
+
+
+@lru_cache(maxsize=1024)
+def _field(extension: bytes) -> str:
+    return extension.lower().decode(errors="backslashreplace")
 
 
 def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, int, dict[str, Member]]]:

@@ -10,8 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
-    path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("common", "__main__", "__init__")
+    path.stem
+    for path in (ROOT / "benchmarks").glob("*.py")
+    if path.stem not in ("common", "photos", "__main__", "__init__")
 )
+LONG = ("decode", "loader", "resume", "tar_read")  # they make photographs first
 BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 
 
@@ -29,7 +32,9 @@ def test_every_benchmark_has_bounds():
         assert all(isinstance(value, int | float) for group in bounds.values() for value in group.values())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize(
+    "script", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in SCRIPTS]
+)
 def test_the_last_line_is_one_object(script):
     done = run(f"benchmarks/{script}.py", "--quick")
     assert done.returncode in (0, 1), done.stderr

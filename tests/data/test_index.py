@@ -68,6 +68,32 @@ def test_pax_global_and_size_records(tmp_path):
     assert content(path, build_index(path), "txt") == [b"abc"]
 
 
+@pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_usual_and_unusual_headers_in_turn_are_listed_as_tarfile_lists_them(tmp_path, format_):
+    rng = np.random.default_rng(0)
+    names = [("long/" * 25 if number % 7 == 0 else "") + f"{number:05d}.txt" for number in range(2500)]
+    path = write_tar(tmp_path / "s.tar", [(name, bytes(int(rng.integers(0, 1200)))) for name in names], format=format_)
+    index = build_index(path)
+    with tarfile.open(path) as tar:
+        listed = [(member.name, member.offset_data, member.size) for member in tar]
+    found = [f"{index.name(number)}.txt" for number in range(len(index))]
+    assert list(zip(found, *(column.tolist() for column in index.fields["txt"]), strict=True)) == listed
+    damaged = bytearray(path.read_bytes())
+    damaged[listed[1500][1] - 512 + 130] ^= 1  # a digit of a size
+    path.write_bytes(damaged)
+    with pytest.raises(ShardError, match=f"at byte {listed[1500][1] - 512}"):
+        build_index(path)
+
+
+def test_a_size_that_fills_its_field(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"x" * 8), ("b.txt", b"y")], format=tarfile.USTAR_FORMAT)
+    held = bytearray(path.read_bytes())
+    held[124:136] = b"000000000010"  # no end: some writers use the last byte as well
+    held[148:156] = b"%06o\0 " % (sum(held[:148]) + sum(held[156:512]) + 256)
+    path.write_bytes(held)
+    assert content(path, build_index(path), "txt") == [b"x" * 8, b"y"]
+
+
 def test_each_sample_is_a_piece_of_tar(tmp_path):
     name = "n" * 180
     path = write_tar(
