@@ -19,6 +19,7 @@ from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.say import say
 from clipkit.checkpoint import read_checkpoint, weight_hash
 from clipkit.config import Duration, RunConfig, write_config
+from clipkit.launch import die_with_parent
 
 STEPS, SAVE_EVERY, KILL_AFTER, RANK_STEPS, BATCH = 24, 8, 12, 20, 64
 
@@ -133,7 +134,9 @@ class Proofs:
     def _start(self, arguments: list[str], name: str) -> subprocess.Popen[bytes]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env=environment, stdout=log, stderr=log, preexec_fn=die_with_parent
+            )
         self._processes.append(process)
         return process
 

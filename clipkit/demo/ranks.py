@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from clipkit import distributed
 from clipkit.building import build_data, build_model, build_module
 from clipkit.config import load_config
+from clipkit.launch import die_with_parent
 from clipkit.module import Batch, CLIPModule
 
 
@@ -94,4 +95,5 @@ def _largest_difference(mine: list[Tensor], parameters: list[nn.Parameter]) -> f
 
 
 if __name__ == "__main__":
+    die_with_parent()
     compare(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -138,7 +138,9 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
     path = Path(name)
     if path.suffix == ".json":
         stored = _read_config_file(path)
-        return pair_from_config(stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained)
+        return pair_from_config(
+            stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained, place=name
+        )
     if (path / CONFIG_FILE).is_file():
         stored = json.loads((path / CONFIG_FILE).read_text())
         return _create(f"local-dir:{path}", None, stored["model_cfg"])
@@ -155,13 +157,27 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
 
 
 def pair_from_config(
-    config: Mapping[str, Any], *, preprocess: Mapping[str, Any] | None = None, weights: str | None = None
+    config: Mapping[str, Any],
+    *,
+    preprocess: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    place: str = "the model configuration",
 ) -> OpenClipPair:
-    """Build the towers of an open_clip ``model_cfg``, with random weights unless a file of them is given."""
+    """Build the towers of an open_clip ``model_cfg``, with random weights unless a file of them is given.
+
+    Args:
+        config: What ``open_clip_config.json`` holds as ``model_cfg``.
+        preprocess: What it holds as ``preprocess_cfg``.
+        weights: A file of weights under open_clip's keys.
+        place: Where the configuration stands, for messages.
+
+    Raises:
+        ValueError: If open_clip cannot build it, or the weights are of another model.
+    """
     with tempfile.TemporaryDirectory() as folder:
         stored = {"model_cfg": dict(config), "preprocess_cfg": dict(preprocess or {})}
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(stored))
-        pair = _create(f"local-dir:{folder}", None, dict(config))
+        pair = _create(f"local-dir:{folder}", None, dict(config), place=place)
     if weights is not None:
         state = _read_weights(weights)
         load_open_clip_state_dict(pair, state, place=weights)
@@ -208,18 +224,20 @@ def load_open_clip_state_dict(pair: OpenClipPair, state: Mapping[str, Tensor], *
             raise ValueError(f"{place} does not hold weights of this model configuration: {error}") from error
 
 
-def _create(name: str, pretrained: str | None, config: dict[str, Any]) -> OpenClipPair:
+def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None) -> OpenClipPair:
+    """Let open_clip build a model; messages call it ``place``, else by its name."""
     import open_clip
 
+    place = place or name
     if "multimodal_cfg" in config:
-        raise ValueError(f"{name} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
-    _refuse_tokenizer_code(name, config)
+        raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
+    _refuse_tokenizer_code(place, config)
     try:
         with _quiet():
             model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
             tokenize = open_clip.get_tokenizer(name)
     except (RuntimeError, FileNotFoundError, TypeError) as error:
-        raise ValueError(f"cannot build the model {name!r} (pretrained: {pretrained}): {error}") from error
+        raise ValueError(f"cannot build the model {place!r} (pretrained: {pretrained}): {error}") from error
     preprocess = open_clip.get_model_preprocess_cfg(model)
     image = ImageTower(model.visual, tuple(preprocess["mean"]), tuple(preprocess["std"]))
     learned_bias = None if model.logit_bias is None else float(model.logit_bias.detach())

@@ -135,3 +135,10 @@ def test_the_tokenizer_options_of_open_clip_s_own_models_are_allowed():
 
     for name in open_clip.list_models():
         _refuse_tokenizer_code(name, open_clip.get_model_config(name))
+
+
+def test_what_is_wrong_with_a_file_names_the_file(tmp_path):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(VIT | {"vision_cfg": VIT["vision_cfg"] | {"colour": "red"}}))
+    with pytest.raises(ValueError, match=r"odd\.json.*colour"):
+        build_pair(str(path))
