@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 
 LEAST, MOST = 20_000, 60_000  # bytes of a file
 SHARD = 2000
-_WORDS = tuple(["a", "photo", "of", "the", "old", "temple", "roof", "with", "red", "flower", "in", "bright", "morning", "light", "near", "a", "green", "wall"])
+_TEXT = "a photo of the old temple roof with red flower in bright morning light near a green wall"
 
 
 def photographs(count: int, side: int = 512, seed: int = 0) -> list[bytes]:
@@ -41,7 +41,7 @@ def photographs(count: int, side: int = 512, seed: int = 0) -> list[bytes]:
 def caption(number: int) -> str:
     """A caption of 6 to 18 words."""
     rng = np.random.default_rng(number)
-    return " ".join(rng.choice(_WORDS, int(rng.integers(6, 19)))) + f" {number}"
+    return " ".join(rng.choice(_TEXT.split(), int(rng.integers(6, 19)))) + f" {number}"
 
 
 def samples(images: Sequence[bytes], first: int, count: int) -> Iterator[tuple[str, bytes]]:
