@@ -70,7 +70,12 @@ def open_clip_batches(paths: list[str], seed: int) -> Iterator[Pair]:
         wds.batched(BATCH, partial=False),
     )
     loader = wds.WebLoader(
-        dataset, batch_size=None, shuffle=False, num_workers=WORKERS, persistent_workers=True, worker_init_fn=_one_thread
+        dataset,
+        batch_size=None,
+        shuffle=False,
+        num_workers=WORKERS,
+        persistent_workers=True,
+        worker_init_fn=_one_thread,
     )
     yield from loader
 

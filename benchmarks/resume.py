@@ -1,6 +1,6 @@
 """Resuming deep in a large run: seconds to the first batch, and what a worker's memory grows by.
 
-100,000 shard names are links to 10 real shards of 10,000 small images with captions, listed in ``index.json`` as ``clipkit data index`` writes it:
+100,000 shard names are links to 10 real shards of 10,000 small images with captions, listed in an ``index.json`` as clipkit writes it:
 1e9 samples. A fresh process goes on in the middle of the second epoch; its clock runs from the end of the imports to the first batch of a
 worker. Memory is RssAnon + RssShmem of the worker after 10,000 random reads, less that of a worker that did the same on one shard.
 """

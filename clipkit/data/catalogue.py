@@ -65,19 +65,26 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
         ShardError: If a shard is missing or cannot be indexed.
     """
     folders: dict[str, dict[str, dict[str, Any]]] = {}
-    counts, fingerprints = [], []
-    for path in source.shards:
-        folder, name = os.path.split(path)
+    # filled in place: small objects that stay alive between those of a large index.json would pin all its memory
+    counts = np.empty(len(source.shards), np.int64)
+    fingerprints = np.empty(len(source.shards), "S56")  # a size of at most 20 digits and a hash of 32
+    for number, path in enumerate(source.shards):
+        folder, _, name = path.rpartition(os.sep)
         if folder not in folders:
             folders[folder] = _listed(folder)
         entry = folders[folder].get(name)
-        if entry is not None and os.path.exists(path) and os.stat(path).st_size == entry["size"]:
+        if entry is not None and _size(path) == entry["size"]:
             # a shard rewritten at the same size shows when a worker opens it: its fingerprint is compared then
-            count, fingerprint = int(entry["count"]), str(entry["fingerprint"])
+            counts[number], fingerprints[number] = entry["count"], entry["fingerprint"].encode()
         else:
             index = load_index(path, cache)
-            count, fingerprint = len(index), index.fingerprint
-        counts.append(count)
-        fingerprints.append(fingerprint.encode())
+            counts[number], fingerprints[number] = len(index), index.fingerprint.encode()
     paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
-    return Catalogue(paths, np.array(counts, np.int64), np.array(fingerprints, np.bytes_))
+    return Catalogue(paths, counts, fingerprints)
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None

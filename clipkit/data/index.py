@@ -206,6 +206,7 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         if start.shape != key.shape or span.shape != key.shape or key.ndim != 1 or key.dtype.kind != "S":
             raise ValueError(f"{sidecar}: columns of different lengths; delete it, it is made again")
         inside = (start >= -1) & (start <= size) & (span >= 0) & (span <= size - start)
+        inside &= (start == -1) | (start % BLOCK == 0)
         if start.dtype != np.int64 or span.dtype != np.int64 or not inside.all():
             raise ValueError(f"{sidecar}: it points outside its shard of {size} bytes; delete it, it is made again")
     return ShardIndex(size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields)

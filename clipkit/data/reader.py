@@ -14,12 +14,24 @@ from numpy.typing import NDArray
 
 from clipkit.data.catalogue import Catalogue
 from clipkit.data.images import BadSample
-from clipkit.data.index import load_index
-from clipkit.data.tar import ShardError
+from clipkit.data.index import Ints, load_index
+from clipkit.data.tar import BLOCK, ShardError
 
 MOST_OPEN = 256
+MOST_HELD = (
+    32 << 20
+)  # bytes of their indexes: enough for the shards that 64 lanes of 10,000-sample shards are in at once
 _LARGEST_GAP = 1 << 16  # members this close are read at once, what lies between them with them
 _TRIES = 4
+
+
+Small = NDArray[np.uint32]
+_MOST_SMALL = (1 << 32) - 1
+
+
+def _small(offset: Ints, length: Ints) -> tuple[Small, Small]:
+    """Half the memory: data begins at a block, never the first, so that 0 can say that there is none."""
+    return ((offset + BLOCK - 1) // BLOCK).astype(np.uint32), np.minimum(length, _MOST_SMALL).astype(np.uint32)
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,8 @@ class _OpenShard:
     path: str
     fd: int
     key: NDArray[np.bytes_]
-    fields: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    fields: dict[str, tuple[Small, Small]]
+    held: int
 
 
 def _pread(fd: int, size: int, offset: int, path: str) -> bytes:
@@ -63,14 +76,20 @@ class ShardReader:
         self.extensions = list(extensions)
         self.cache = cache
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+        self._held = 0
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": OrderedDict()}  # descriptors mean nothing in another process
+        return {**self.__dict__, "_open": OrderedDict(), "_held": 0}  # descriptors mean nothing in another process
 
     def close(self) -> None:
         """Close every open shard."""
         while self._open:
-            os.close(self._open.popitem()[1].fd)
+            self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        shard = self._open.popitem(last=False)[1]
+        self._held -= shard.held
+        os.close(shard.fd)
 
     def _shard(self, source: int, shard: int) -> _OpenShard:
         held = self._open.get((source, shard))
@@ -86,11 +105,13 @@ class ShardReader:
                 f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
             )
             raise ShardError(text + "was rewritten on purpose, and start again", path)
-        if len(self._open) >= MOST_OPEN:
-            os.close(self._open.popitem(last=False)[1].fd)
-        fields = {name: span for name, span in index.fields.items() if name in self.extensions[source]}
-        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields)
+        fields = {name: _small(*span) for name, span in index.fields.items() if name in self.extensions[source]}
+        size = index.key.nbytes + sum(column.nbytes for columns in fields.values() for column in columns)
+        while self._open and (len(self._open) >= MOST_OPEN or self._held + size > MOST_HELD):
+            self._close_oldest()
+        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields, size)
         self._open[source, shard] = held
+        self._held += size
         return held
 
     def key(self, source: int, shard: int, sample: int) -> str:
@@ -116,10 +137,10 @@ class ShardReader:
         held = self._shard(source, shard)
         spans = []
         for name, (offsets, lengths) in held.fields.items():
-            offset, length = int(offsets[sample]), int(lengths[sample])
+            offset, length = int(offsets[sample]) * BLOCK, int(lengths[sample])
             if length > largest:
                 raise BadSample("too_large", f".{name} of {length:,} bytes; at most {largest:,} are read")
-            if offset >= 0:
+            if offset:
                 spans.append((offset, length, name))
         spans.sort()
         found: dict[str, bytes] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -93,12 +94,16 @@ def expand_shards(pattern: str) -> list[str]:
     for name in names:
         if glob.has_magic(name):
             found += sorted(glob.glob(name))
-        elif os.path.isdir(name):
-            found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
-        elif os.path.exists(name):
-            found.append(name)
-        else:
+            continue
+        try:
+            mode = os.stat(name).st_mode  # once: a network file system answers slowly, and there may be 100,000
+        except (OSError, ValueError):
             missing.append(name)
+            continue
+        if stat.S_ISDIR(mode):
+            found += sorted(glob.glob(os.path.join(glob.escape(name), "*.tar")))
+        else:
+            found.append(name)
     if missing:
         more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         text = (

@@ -36,8 +36,10 @@ def test_members_near_and_far(tmp_path):
         reader.members(0, 0, 1, 998)
 
 
-def test_open_files_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MOST_OPEN", 3)
+@pytest.mark.parametrize("limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8)}])  # a key of a byte, a place of eight
+def test_open_files_are_bounded(tmp_path, monkeypatch, limit):
+    for name, value in limit.items():
+        monkeypatch.setattr(module, name, value)
     paths = [str(write_tar(tmp_path / f"{number}.tar", [("a.txt", b"%d" % number)])) for number in range(10)]
     reader = ShardReader([open_catalogue(Source("s", tuple(paths)), None)], [frozenset({"txt"})], None)
     before = len(os.listdir("/proc/self/fd"))
