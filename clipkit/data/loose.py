@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 IMAGE_COLUMNS = ("filepath", "image", "path")
@@ -110,6 +110,10 @@ def _files(folder: Path) -> Iterator[Path | Skipped]:
             yield entry
 
 
+def _is_image(path: Path | Skipped) -> TypeGuard[Path]:
+    return isinstance(path, Path) and path.suffix.lower() in SUFFIXES
+
+
 def _open_folder(folder: Path) -> Loose:
     found = list(_files(folder))
     files = [entry for entry in found if isinstance(entry, Path)]
@@ -176,6 +180,10 @@ def _classnames(folder: Path, classes: list[Path]) -> tuple[str, ...]:
 def _classes(folder: Path, found: list[Path | Skipped], classes: list[Path]) -> Iterator[Entry | Skipped]:
     names = _classnames(folder, classes)
     labels = {entry.name: label for label, entry in enumerate(classes)}
+    present = {path.relative_to(folder).parts[0] for path in found if _is_image(path) and path.parent != folder}
+    for entry in classes:  # its label stays, so that labels go on meaning the sorted folders
+        if entry.name not in present:
+            yield Skipped(_shown(entry), "empty_class")
     for path in found:
         if isinstance(path, Skipped):
             yield path

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 import zlib
 from pathlib import Path
 
@@ -98,8 +99,10 @@ def test_the_same_input_gives_the_same_bytes(captioned, tmp_path, monkeypatch):
     monkeypatch.setenv("USER", "another")
     pack(twin, tmp_path / "two", shard_size=2)
     for path in sorted((tmp_path / "one").iterdir()):
-        if path.suffix != ".npz":  # holds the tar's time of change
-            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    times = {path.name: path.stat().st_mtime for path in (tmp_path / "one").glob("*.tar")}
+    assert len(set(times.values())) == len(times) == 3  # another content, another time: its sidecar is not taken for it
+    assert all(0 < value < time.time() for value in times.values())
     with tarfile.open(tmp_path / "one" / "00000.tar") as tar:
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {(0, 0, 0, "", "", 0o644)}
 
@@ -118,7 +121,8 @@ def test_class_folders(tmp_path):
         (b"2", b"red bicycle"),
         (b"2", b"red bicycle"),
     ]
-    assert report.skipped == {"outside_class_folders": 1}
+    assert report.skipped == {"outside_class_folders": 1, "empty_class": 1}
+    assert report.examples["empty_class"] == (f"{source}/empty",)
 
 
 def test_names_of_classes_may_be_given(tmp_path):
