@@ -28,16 +28,44 @@ def pack(
     caption_column: Annotated[
         str | None, typer.Option(help="Column of the caption; unset: caption, title or text.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="NAME=SHARE, such as val=0.02: held out by the image's hash, in a folder NAME.")
+    ] = None,
+    resize: Annotated[int | None, typer.Option(help="Shorter side, in pixels, to shrink larger images to.")] = None,
+    strip_exif: Annotated[
+        bool, typer.Option("--strip-exif", help="Remove EXIF, XMP, IPTC and comments; pixels stay as they are.")
+    ] = False,
+    fields: Annotated[
+        str | None, typer.Option(help="Keys of the JSON or columns of the table to keep, such as width,similarity.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to work on instead.")] = None,
 ) -> None:
-    """Pack images with captions into WebDataset shards, with their indexes."""
+    """Pack images with captions into WebDataset shards, with their indexes. Killed, the same command goes on."""
     from clipkit.config.units import parse_count
 
     try:
         samples = parse_count(shard_size)
     except ValueError as error:
         raise ValueError(f"--shard-size {shard_size}: {error}") from None
+    from clipkit.data.pack import PackOptions
     from clipkit.data.pack import pack as pack_shards
 
-    typer.echo(
-        str(pack_shards(source, out, shard_size=samples, image_column=image_column, caption_column=caption_column))
+    options = PackOptions(
+        shard_size=samples,
+        image_column=image_column,
+        caption_column=caption_column,
+        split=None if split is None else _share(split),
+        resize=resize,
+        strip_exif=strip_exif,
+        fields=None if fields is None else tuple(name.strip() for name in fields.split(",") if name.strip()),
     )
+    typer.echo(str(pack_shards(source, out, options, workers=workers, ray=ray)))
+
+
+def _share(split: str) -> tuple[str, float]:
+    name, _, share = split.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise ValueError(f"--split {split}: write NAME=SHARE, such as val=0.02") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,17 +27,22 @@ class Entry:
 
     Args:
         place: Where it stands, for messages.
-        image: The image file.
+        image: The image file, or its bytes.
         text: Its caption, the first of several.
         json: Content of its `.json`; None for none.
         label: Index of its class; None for none.
     """
 
     place: str
-    image: Path
+    image: Path | bytes
     text: str
     json: bytes | None = None
     label: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """The image file's name, for people."""
+        return self.image.stem if isinstance(self.image, Path) else ""
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,20 @@ class Loose:
     classnames: tuple[str, ...] | None = None
 
 
-def open_loose(source: Path, *, image_column: str | None = None, caption_column: str | None = None) -> Loose:
+def open_loose(
+    source: Path,
+    *,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    fields: tuple[str, ...] | None = None,
+) -> Loose:
     """Open a source, told by its kind: a folder, `.csv`, `.tsv`, `.jsonl`.
 
     Args:
         source: The folder or file.
         image_column: Column or key of the image's path; unset: filepath, image or path.
         caption_column: Column or key of the caption; unset: caption, title or text.
+        fields: Further columns or keys of a table that are carried along as JSON.
 
     Raises:
         ValueError: If it does not exist, is of no known kind, or lacks a column.
@@ -86,9 +99,10 @@ def open_loose(source: Path, *, image_column: str | None = None, caption_column:
     if not source.is_file():
         raise ValueError(f"{source}: no such file or folder; check the path")
     if suffix in (".csv", ".tsv"):
-        return Loose(_table(source, images, captions))
+        return Loose(_table(source, images, captions, fields or ()))
     if suffix in (".jsonl", ".ndjson"):
-        return Loose(_lines(source, images, captions if caption_column else (*captions, "captions")))
+        keys = captions if caption_column else (*captions, "captions")
+        return Loose(_lines(source, images, keys, fields or ()))
     raise ValueError(f"{source}: neither a folder nor a .csv, .tsv or .jsonl file")
 
 
@@ -209,7 +223,9 @@ def _captions(row: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
     return []
 
 
-def _table(source: Path, images: tuple[str, ...], captions: tuple[str, ...]) -> Iterator[Entry | Skipped]:
+def _table(
+    source: Path, images: tuple[str, ...], captions: tuple[str, ...], fields: tuple[str, ...]
+) -> Iterator[Entry | Skipped]:
     with source.open(encoding="utf-8-sig", newline="") as file:
         try:
             header = file.readline()
@@ -218,6 +234,9 @@ def _table(source: Path, images: tuple[str, ...], captions: tuple[str, ...]) -> 
             rows = csv.reader(file, delimiter=separator, strict=True)
             names = [name.strip().lower() for name in next(rows)]
             image_at, caption_at = names.index(image_column), names.index(caption_column)
+            absent = [name for name in fields if name.lower() not in names]
+            if absent:
+                raise ValueError(f"{source}:1: no column {', '.join(absent)}; the columns are {', '.join(names)}")
             for row in rows:
                 if not row:
                     continue
@@ -225,9 +244,9 @@ def _table(source: Path, images: tuple[str, ...], captions: tuple[str, ...]) -> 
                 if len(row) != len(names):
                     yield Skipped(place, "columns")
                     continue
-                yield _entry(
-                    place, source.parent, row[image_at], [row[caption_at].strip()] if row[caption_at].strip() else []
-                )
+                captioned = [row[caption_at].strip()] if row[caption_at].strip() else []
+                more = {name: _number_or_text(row[names.index(name.lower())]) for name in fields}
+                yield _entry(place, source.parent, row[image_at], captioned, more)
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{source}: cannot be read as a table in UTF-8 ({error}); write it again") from error
 
@@ -247,7 +266,21 @@ def _columns(source: Path, header: str, images: tuple[str, ...], captions: tuple
     raise ValueError(f"{source}:1: the columns are {', '.join(best) or 'none'}; needed: {needed}; {cure}")
 
 
-def _lines(source: Path, images: tuple[str, ...], captions: tuple[str, ...]) -> Iterator[Entry | Skipped]:
+def _number_or_text(value: str) -> int | float | str:
+    """A cell as JSON says it best; filters compare numbers."""
+    for kind in (int, float):
+        try:
+            number = kind(value)
+        except ValueError:
+            continue
+        if math.isfinite(number):
+            return number
+    return value
+
+
+def _lines(
+    source: Path, images: tuple[str, ...], captions: tuple[str, ...], fields: tuple[str, ...]
+) -> Iterator[Entry | Skipped]:
     with source.open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{_shown(source)}:{number}"
@@ -262,14 +295,16 @@ def _lines(source: Path, images: tuple[str, ...], captions: tuple[str, ...]) -> 
                 continue
             image = next((row[key] for key in images if isinstance(row.get(key), str)), "")
             several = any(isinstance(row.get(key), list) for key in captions)
-            yield _entry(place, source.parent, image, _captions(row, captions), keep_all=several)
+            texts = _captions(row, captions)
+            more = {name: row[name] for name in fields if name in row}
+            yield _entry(place, source.parent, image, texts, {"captions": texts} | more if several else more)
 
 
-def _entry(place: str, folder: Path, image: str, captions: list[str], *, keep_all: bool = False) -> Entry | Skipped:
+def _entry(place: str, folder: Path, image: str, captions: list[str], metadata: Mapping[str, Any]) -> Entry | Skipped:
     image = image.strip()
     if not image:
         return Skipped(place, "no_image_path")
     if not captions:
         return Skipped(place, "no_caption")
-    data = json.dumps({"captions": captions}, ensure_ascii=False).encode("utf-8", "replace") if keep_all else None
+    data = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "replace") if metadata else None
     return Entry(f"{place} ({_shown(image)})", folder / image, captions[0], data)

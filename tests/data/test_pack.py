@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,12 @@ from PIL import Image
 
 from clipkit.cli.main import run
 from clipkit.data.index import load_index, sidecar_path
-from clipkit.data.pack import pack
+from clipkit.data.pack import PackOptions
+from clipkit.data.pack import pack as pack_with
+
+
+def pack(source, out, *, workers=1, ray=None, **options):
+    return pack_with(source, out, PackOptions(**options), workers=workers, ray=ray)
 
 
 def picture(kind: str = "PNG", size=(8, 6), shade: int = 0) -> bytes:
@@ -309,6 +315,113 @@ def test_a_kill_leaves_no_half_folder(captioned, tmp_path):
     assert pack(captioned, tmp_path / "out").samples == 5
 
 
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """120 rows; every image file lies there twice, in two folders, and the second has another caption."""
+    folder = tmp_path_factory.mktemp("table")
+    lines = ["filepath,caption,width,source"]
+    for number in range(60):
+        content = picture("PNG", size=(40 + number, 30), shade=number)
+        for copy in "ab":
+            write(folder / copy / f"{number}.png", content)
+            lines.append(f"{copy}/{number}.png,caption {copy} {number},{40 + number},web")
+    return write(folder / "pairs.csv", "\n".join(lines))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_split_never_parts_equal_images(table, tmp_path):
+    report = pack(table, tmp_path / "out", split=("val", 0.3), shard_size=30)
+    images = {name: {s["png"] for s in samples(tmp_path / "out" / name)} for name in ("train", "val")}
+    assert not images["train"] & images["val"]
+    assert 10 <= len(images["val"]) <= 26
+    assert report.samples == 120 == sum(count for count, _ in report.splits.values())
+    assert report.splits["val"] == (2 * len(images["val"]), len(list((tmp_path / "out" / "val").glob("*.tar"))))
+    assert f"val: {report.splits['val'][0]} samples in" in str(report)
+    from clipkit.evaluation.datasets import open_retrieval
+
+    assert len(open_retrieval(tmp_path / "out" / "val").images) == report.splits["val"][0]
+    with pytest.raises(ValueError, match=r"split val=1e-06 of 120 samples leaves none for val"):
+        pack(table, tmp_path / "none", split=("val", 1e-6))
+    with pytest.raises(ValueError, match="needed are a name other than train"):
+        PackOptions(split=("train", 0.1))
+
+
+def test_workers_change_no_byte(table, tmp_path):
+    for workers in (1, 2):
+        pack(table, tmp_path / str(workers), split=("val", 0.3), shard_size=30, resize=20, workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from clipkit.data.pack import PackOptions, pack, ShardWriter
+write, count = ShardWriter.write, [0]
+def counted(self, *args):
+    count[0] += 1
+    if count[0] == {after}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(self, *args)
+ShardWriter.write = counted
+pack(Path({table!r}), Path({out!r}), PackOptions(shard_size=25, split=("val", 0.3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(table, tmp_path_factory):
+    """What a pack leaves that was killed at its hundredth sample."""
+    out = tmp_path_factory.mktemp("killed") / "out"
+    code = KILLED.format(table=str(table), out=str(out), after=100)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    return out.with_name(".out.part")
+
+
+@pytest.mark.parametrize("change", ["none", "finished", "open", "source"])
+def test_a_killed_pack_goes_on_with_the_same_bytes(table, killed, tmp_path, change):
+    options = {"shard_size": 25, "split": ("val", 0.3)}
+    pack(table, tmp_path / "whole", **options)
+    out, part = tmp_path / "out", tmp_path / ".out.part"
+    shutil.copytree(killed, part)
+    assert json.loads((part / ".progress.json").read_text())["done"] >= 64
+    spoiled = {"finished": "00000.tar", "open": "00002.tar"}.get(change)
+    if spoiled:
+        with (part / "train" / spoiled).open("r+b") as file:
+            file.seek(600)
+            file.write(b"!")
+    if change == "source":
+        os.utime(table.parent / "a" / "0.png")
+    report = pack(table, out, **options)
+    said = "went on after 96 entries" if change == "none" else "is made anew"
+    assert said in report.notes[0]
+    assert contents(out) == contents(tmp_path / "whole")
+    assert not part.exists()
+    assert report.fields == {"png": 120, "txt": 120}
+
+
+def test_resizing_shrinks_only(table, tmp_path):
+    pack(table, tmp_path / "out", resize=30, shard_size=500)
+    sizes = {Image.open(io.BytesIO(s["png"])).size for s in samples(tmp_path / "out")}
+    assert sizes == {(40 + n, 30) for n in range(60)}
+    pack(table, tmp_path / "small", resize=15)
+    sizes = {Image.open(io.BytesIO(s["png"])).size for s in samples(tmp_path / "small")}
+    assert {height for _, height in sizes} == {15}
+    assert {width for width, _ in sizes} == {round((40 + n) / 2) for n in range(60)}
+
+
+def test_fields_are_an_allow_list(table, captioned, tmp_path):
+    write(captioned / "z.jpg", picture("PNG"))
+    write(captioned / "z.json", '{"captions": ["first"], "width": 8, "gps": "51.5,0.1"}')
+    pack(captioned, tmp_path / "out", fields=("width",))
+    assert json.loads(samples(tmp_path / "out")[-1]["json"]) == {"captions": ["first"], "width": 8}
+    pack(table, tmp_path / "rows", fields=("width", "source"))
+    assert json.loads(samples(tmp_path / "rows")[0]["json"]) == {"width": 40, "source": "web"}
+    with pytest.raises(ValueError, match=r"pairs\.csv:1: no column height; the columns are filepath"):
+        pack(table, tmp_path / "no", fields=("height",))
+
+
 def test_webdataset_reads_it(captioned, tmp_path):
     import webdataset
 
@@ -320,6 +433,8 @@ def test_webdataset_reads_it(captioned, tmp_path):
 
 def test_on_the_command_line(captioned, tmp_path, capsys):
     out = str(tmp_path / "out")
+    assert run(["data", "pack", str(captioned), "--out", out, "--split", "val"]) == 2
+    assert "--split val: write NAME=SHARE" in capsys.readouterr().err
     assert run(["data", "pack", str(captioned), "--out", out, "--shard-size", "2"]) == 0
     shown = capsys.readouterr().out
     assert (
