@@ -33,9 +33,10 @@ _BANDS = tuple(((1 << width) - 1) << at for at, width in ((0, 13), (13, 13), (26
 
 def _dct() -> NDArray[np.float32]:
     """The lowest 8 rows of the orthonormal DCT-II of 32 points, (8, 32)."""
-    rows = np.cos(np.pi * (2 * np.arange(SIDE) + 1) * np.arange(8)[:, None] / (2 * SIDE)) * np.sqrt(2 / SIDE)
+    angle = np.pi * (2 * np.arange(SIDE) + 1) * np.arange(8)[:, None] / (2 * SIDE)
+    rows = np.array(np.cos(angle) * np.sqrt(2 / SIDE), np.float32)
     rows[0] /= np.sqrt(2)
-    return rows.astype(np.float32)
+    return rows
 
 
 def thumbnail(image: Tensor) -> NDArray[np.uint8]:
@@ -128,7 +129,7 @@ def _alike(a: Looks, b: Looks) -> NDArray[np.bool_]:
     differing = a ^ b
     for _ in range(MOST_BITS):
         differing &= differing - np.uint64(1)  # takes the lowest set bit away
-    return differing == 0
+    return np.asarray(differing == 0)
 
 
 def _same_colour(a: Colours, b: Colours) -> NDArray[np.bool_]:

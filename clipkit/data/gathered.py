@@ -1,0 +1,105 @@
+"""The parts of many shards as one: columns over all samples, and the way back from a number to its shard and key."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.audit import EXAMPLES, Example, Loose, Part, open_shard
+from clipkit.data.images import MOST_BYTES, BadSample
+from clipkit.data.index import load_index
+from clipkit.data.source import Place
+from clipkit.data.tar import ShardError
+from clipkit.data.values import captions, hash64
+from clipkit.data.visible import visible
+
+Ints = NDArray[np.int64]
+
+
+class Gathered:
+    """Everything that was found in some shards.
+
+    About 50 bytes for each pair of an image and a caption; twice that for a moment while the parts become one.
+
+    Args:
+        items: What was looked at, in order.
+        parts: What was found in each.
+        fields: Where the shards' values are.
+        cache: Folder for indexes that cannot be kept beside the shards.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[str | Loose],
+        parts: Sequence[Part],
+        fields: Mapping[str, tuple[Place, ...]],
+        cache: Path | None,
+    ) -> None:
+        self.items, self.fields, self.cache = list(items), fields, cache
+        self.unreadable = {visible(part.place): part.error for part in parts if part.error}
+        self.starts = np.concatenate([[0], np.cumsum([part.samples for part in parts], dtype=np.int64)])
+        nothing = [Part("")]
+        every = list(parts) or nothing
+        first = self.starts[:-1].tolist() or [0]
+        self.picture = np.concatenate([start + part.picture for start, part in zip(first, every, strict=True)])
+        self.owner = np.concatenate([start + part.owner for start, part in zip(first, every, strict=True)])
+        self.image_hash = np.concatenate([part.image_hash for part in every])
+        self.look = np.concatenate([part.look for part in every])
+        self.colour = np.concatenate([part.colour for part in every])
+        self.size = np.concatenate([part.size for part in every])
+        self.text_hash = np.concatenate([part.text_hash for part in every])
+        self.formats: Counter[str] = Counter()
+        self.traits: Counter[str] = Counter()
+        self.suspicious: Counter[str] = Counter()
+        self.broken: Counter[str] = Counter()
+        self.lengths: dict[str, Counter[int]] = {}
+        self.examples: dict[str, list[Example]] = {}
+        for part in parts:
+            self.formats.update(part.formats)
+            self.traits.update(part.traits)
+            self.suspicious.update(part.suspicious)
+            self.broken.update(part.broken)
+            for unit, counts in part.lengths.items():
+                self.lengths.setdefault(unit, Counter()).update(counts)
+            for cause, found in part.examples.items():
+                held = self.examples.setdefault(cause, [])
+                held += found[: EXAMPLES - len(held)]
+
+    @property
+    def samples(self) -> int:
+        """Of all shards that can be read."""
+        return int(self.starts[-1])
+
+    @cached_property
+    def files(self) -> Ints:
+        """Rows of ``picture``, the first of each set of equal files, sorted by hash."""
+        return np.asarray(np.unique(self.image_hash, return_index=True)[1], np.int64)
+
+    def place(self, sample: int) -> dict[str, str]:
+        """Shard and key of a sample."""
+        part = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        item, number = self.items[part], sample - int(self.starts[part])
+        if isinstance(item, Loose):
+            return {"file": visible(str(item.pictures[number]))}
+        return {"shard": visible(item), "key": visible(load_index(item, self.cache).name(number), 200)}
+
+    def text(self, row: int) -> str:
+        """The caption of a row of ``text_hash``, read again."""
+        sample = int(self.owner[row])
+        part = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        item, number = self.items[part], sample - int(self.starts[part])
+        if isinstance(item, Loose):
+            texts = list(item.texts[number])
+        else:
+            try:
+                reader = open_shard(item, self.fields, self.cache)
+                texts = captions(reader.members(0, 0, number, MOST_BYTES), self.fields["text"])
+                reader.close()
+            except (BadSample, ShardError):  # rewritten while it was looked at
+                texts = []
+        return next((visible(text, 200) for text in texts if hash64(text.encode()) == self.text_hash[row]), "")
