@@ -13,6 +13,8 @@ from clipkit.data.hashes import FLAT, distinct, near
 
 VERSION = 1
 MOST_LISTED = 1000
+MOST_APART = 8.0
+"""Mean difference in levels of 32 x 32 pixels: copies at half the size or JPEG quality 50 are below, other drawings above."""
 _SHOWN = 5
 _LEVELS = {"min": 0.0, "p5": 0.05, "median": 0.5, "p95": 0.95, "max": 1.0}
 
@@ -138,10 +140,11 @@ def leakage(held: Gathered, against: Gathered) -> Json:
     first, _ = distinct(held.look[files], held.colour[files])
     known = files[first]
     partner = near(against.look[candidates], against.colour[candidates], (held.look[known], held.colour[known])).partner
-    similar, twins = candidates[partner >= 0], known[partner[partner >= 0]]
+    suspected = zip(candidates[partner >= 0].tolist(), known[partner[partner >= 0]].tolist(), strict=True)
+    similar = [(there, here) for there, here in suspected if same_picture(against, there, held, here)]
     text_row, text = _where(held.text_hash, against.text_hash)
     pairs = [("file", against.picture[at], held.picture[row[at]]) for at in np.flatnonzero(exact)]
-    pairs += [("look", against.picture[at], held.picture[to]) for at, to in zip(similar, twins, strict=True)]
+    pairs += [("look", against.picture[at], held.picture[to]) for at, to in similar]
     texts = [("caption", against.owner[at], held.owner[text_row[at]]) for at in np.flatnonzero(text)]
     return {
         "samples": against.samples,
@@ -156,6 +159,12 @@ def leakage(held: Gathered, against: Gathered) -> Json:
             for by, there, here in [*pairs[:MOST_LISTED], *texts[:MOST_LISTED]]
         ],
     }
+
+
+def same_picture(a: Gathered, row_a: int, b: Gathered, row_b: int) -> bool:
+    """Whether two pictures of near hashes, read again, are also close in their pixels: signs drew the same shape by others."""
+    one, other = a.thumbnail(row_a), b.thumbnail(row_b)
+    return one is not None and other is not None and float(np.abs(one - other).mean()) <= MOST_APART
 
 
 def _where(hashes: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.audit import EXAMPLES, Example, Loose, Part, open_shard
-from clipkit.data.images import MOST_BYTES, BadSample
+from clipkit.data.audit import EXAMPLES, Example, Loose, Part, image_bytes, open_shard
+from clipkit.data.hashes import thumbnail
+from clipkit.data.images import MOST_BYTES, BadSample, decode_image
 from clipkit.data.index import load_index
 from clipkit.data.source import Place
 from clipkit.data.tar import ShardError
@@ -88,18 +90,26 @@ class Gathered:
             return {"file": visible(str(item.pictures[number]))}
         return {"shard": visible(item), "key": visible(load_index(item, self.cache).name(number), 200)}
 
-    def text(self, row: int) -> str:
-        """The caption of a row of ``text_hash``, read again."""
-        sample = int(self.owner[row])
+    def _again(self, sample: int, name: str) -> list[str] | bytes | None:
+        """Captions or image file of a sample, read once more; None if they are no longer there."""
         part = int(np.searchsorted(self.starts, sample, side="right")) - 1
         item, number = self.items[part], sample - int(self.starts[part])
-        if isinstance(item, Loose):
-            texts = list(item.texts[number])
-        else:
-            try:
-                reader = open_shard(item, self.fields, self.cache)
-                texts = captions(reader.members(0, 0, number, MOST_BYTES), self.fields["text"])
-                reader.close()
-            except (BadSample, ShardError):  # rewritten while it was looked at
-                texts = []
-        return next((visible(text, 200) for text in texts if hash64(text.encode()) == self.text_hash[row]), "")
+        try:
+            if isinstance(item, Loose):
+                return item.pictures[number].read() if name == "image" else list(item.texts[number])
+            with closing(open_shard(item, self.fields, self.cache)) as reader:
+                members = reader.members(0, 0, number, MOST_BYTES)
+            return (image_bytes if name == "image" else captions)(members, self.fields[name])
+        except (BadSample, ShardError, OSError):
+            return None
+
+    def text(self, row: int) -> str:
+        """The caption of a row of ``text_hash``."""
+        texts = self._again(int(self.owner[row]), "text") or ()
+        found = (text for text in texts if isinstance(text, str) and hash64(text.encode()) == self.text_hash[row])
+        return next((visible(text, 200) for text in found), "")
+
+    def thumbnail(self, row: int) -> NDArray[np.int16] | None:
+        """A row of ``picture`` as RGB (3, 32, 32)."""
+        data = self._again(int(self.picture[row]), "image")
+        return thumbnail(decode_image(data)).astype(np.int16) if isinstance(data, bytes) else None

@@ -26,6 +26,7 @@ MOST_COLOUR = 16  # levels of 255 by which mean colours may differ: hashes know 
 MOST_COMPARED = 1000
 FLAT = 0
 """The hash of a picture that has no structure to tell it by; no other picture has it, the lowest bit is that of the mean."""
+_FAR = np.int16(1 << 14)
 _FLAT_BELOW = 16.0  # in levels: the DCT is orthonormal, a step edge of one level over the whole picture gives about 16
 _NOISE = 4.0  # coefficients that compression makes and loses; without it the empty ones of a drawing are random bits
 _BANDS = tuple(((1 << width) - 1) << at for at, width in ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12)))
@@ -78,7 +79,7 @@ class Near:
     """Which pictures have a near one.
 
     Args:
-        partner: For each picture the number of one near it (N,), -1 for none.
+        partner: For each picture the number of the nearest one that was found (N,), -1 for none.
         skipped: Comparisons left out, because more than ``MOST_COMPARED`` pictures agree in two bands with one.
     """
 
@@ -99,6 +100,7 @@ def near(looks: Looks, colours: Colours, others: tuple[Looks, Colours] | None = 
     """
     to_looks, to_colours = others if others is not None else (looks, colours)
     partner = np.full(len(looks), -1, np.int64)
+    nearest = np.full(len(looks), _FAR, np.int16)
     skipped = 0
     for bands in combinations(_BANDS, 2):
         mask = np.uint64(reduce(int.__or__, bands))
@@ -117,27 +119,25 @@ def near(looks: Looks, colours: Colours, others: tuple[Looks, Colours] | None = 
                 break
             rows, first, last = rows[open_], first[open_], last[open_]
             columns = order[first]
-            same = _alike(looks[rows], to_looks[columns]) & _same_colour(colours[rows], to_colours[columns])
-            partner[rows[same]] = columns[same]
-            if others is None:
-                partner[columns[same]] = rows[same]
+            apart = _apart(looks[rows], to_looks[columns], colours[rows], to_colours[columns])
+            for one, other in ((rows, columns), (columns, rows))[: 1 if others is not None else 2]:
+                closer = apart < nearest[one]
+                partner[one[closer]], nearest[one[closer]] = other[closer], apart[closer]
             first = first + 1
     return Near(partner, skipped)
 
 
-def _alike(a: Looks, b: Looks) -> NDArray[np.bool_]:
-    differing = a ^ b
+def _apart(a: Looks, b: Looks, colour_a: Colours, colour_b: Colours) -> NDArray[np.int16]:
+    """How far apart pairs are, bits before colours; ``_FAR`` beyond either limit."""
+    differing, bits = a ^ b, np.zeros(len(a), np.int16)
     for _ in range(MOST_BITS):
+        bits += differing != 0
         differing &= differing - np.uint64(1)  # takes the lowest set bit away
-    return np.asarray(differing == 0)
-
-
-def _same_colour(a: Colours, b: Colours) -> NDArray[np.bool_]:
-    same = np.ones(len(a), np.bool_)
+    levels = np.zeros(len(a), np.int16)
     for shift in (0, 8, 16):
-        apart = (a >> shift & 255).astype(np.int16) - (b >> shift & 255).astype(np.int16)
-        same &= np.abs(apart) <= MOST_COLOUR
-    return same
+        channel = (colour_a >> shift & 255).astype(np.int16) - (colour_b >> shift & 255).astype(np.int16)
+        np.maximum(levels, np.abs(channel), out=levels)
+    return np.where((differing == 0) & (levels <= MOST_COLOUR), bits * 256 + levels, _FAR).astype(np.int16)
 
 
 def distinct(looks: Looks, colours: Colours) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
