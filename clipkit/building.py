@@ -19,6 +19,7 @@ from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.transforms import Preprocess
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -103,12 +104,10 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
     )
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
-    """The sources, opened and checked."""
-    cache = cache_folder(config)
-    preprocess = preprocess_of(pair.preprocess)
+def build_augment(config: RunConfig, preprocess: Preprocess) -> Augment:
+    """The random changes of training images, at the size that the model takes."""
     spec = config.data.augment
-    augment = Augment(
+    return Augment(
         size=preprocess.size,
         scale=spec.scale,
         ratio=spec.ratio,
@@ -120,6 +119,12 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         fill=spec.fill,
         interpolation=preprocess.interpolation,
     )
+
+
+def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
+    """The sources, opened and checked."""
+    cache = cache_folder(config)
+    preprocess = preprocess_of(pair.preprocess)
     return ShardDataModule(
         train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
         val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
@@ -127,7 +132,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         length=config.trainer.length.samples,
         seed=config.seed,
         tokenize=pair.tokenize,
-        augment=augment,
+        augment=build_augment(config, preprocess),
         preprocess=preprocess,
         workers=workers(config),
         cache=cache,

@@ -99,6 +99,25 @@ def check(
         raise typer.Exit(code)
 
 
+@app.command()
+def preview(
+    paths: Annotated[list[str], typer.Argument(help="Shards: files, patterns or folders.")],
+    out: Annotated[Path, typer.Option(help="The page, FILE.html.")],
+    samples: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 64,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw.")] = 0,
+    fields: Annotated[
+        list[str] | None, typer.Option(help="FIELD=PLACE,PLACE such as text=json.caption; may be repeated.")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option(help="A configuration: show pictures as it trains on them too.")
+    ] = None,
+) -> None:
+    """Write some samples as one HTML page to look at."""
+    from clipkit.cli.data_preview import preview as write_preview
+
+    write_preview(paths, out, samples=samples, seed=seed, fields=fields or [], augment=augment)
+
+
 def _share(split: str) -> tuple[str, float]:
     name, _, share = split.partition("=")
     try:

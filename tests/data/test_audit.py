@@ -15,6 +15,7 @@ from clipkit.data.parallel import map_shards
 from clipkit.data.sampler import InOrder
 from clipkit.data.source import Source
 from clipkit.data.transforms import Preprocess
+
 from .conftest import image_bytes, tokenize, write_tar
 from .test_hashes import photo
 
