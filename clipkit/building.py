@@ -19,6 +19,7 @@ from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.stream import data_module
 from clipkit.data.transforms import Preprocess
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
@@ -125,9 +126,11 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
     """The sources, opened and checked."""
     cache = cache_folder(config)
     preprocess = preprocess_of(pair.preprocess)
-    return ShardDataModule(
-        train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
-        val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
+    train = [_source(name, spec, cache) for name, spec in config.data.train.items()]
+    val = [_source(name, spec, cache) for name, spec in config.data.val.items()]
+    return data_module(train, val)(
+        train=train,
+        val=val,
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
@@ -208,7 +211,7 @@ def _source(name: str, spec: Any, cache: Path) -> Source:
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
-    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
+    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields, stream=spec.stream)
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
