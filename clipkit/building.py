@@ -19,7 +19,7 @@ from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
-from clipkit.data.stream import data_module
+from clipkit.data.stream import StreamDataModule, data_module
 from clipkit.data.transforms import Preprocess
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
@@ -128,7 +128,10 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
     preprocess = preprocess_of(pair.preprocess)
     train = [_source(name, spec, cache) for name, spec in config.data.train.items()]
     val = [_source(name, spec, cache) for name, spec in config.data.val.items()]
-    return data_module(train, val)(
+    kind = data_module(train, val)
+    if kind is StreamDataModule:
+        _refuse_epochs(config)
+    return kind(
         train=train,
         val=val,
         batch_size=config.data.batch_size,
@@ -212,6 +215,20 @@ def _source(name: str, spec: Any, cache: Path) -> Source:
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
     return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields, stream=spec.stream)
+
+
+def _refuse_epochs(config: RunConfig) -> None:
+    """Nobody has counted what is streamed."""
+    durations = {
+        "trainer.length": config.trainer.length,
+        "optim.warmup": config.optim.warmup,
+        "checkpoint.every": config.checkpoint.every,
+        "evaluate.every": config.evaluate.every,
+        "logging.every": config.logging.every,
+    }
+    for name, duration in durations.items():
+        if duration is not None and duration.unit == "epochs":
+            raise ValueError(f"{name}={duration}: streamed sources have no epochs; write samples or steps")
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:

@@ -43,7 +43,7 @@ class Gathered:
         cache: Path | None,
     ) -> None:
         self.items, self.fields, self.cache = list(items), fields, cache
-        self.unreadable = {visible(part.place): part.error for part in parts if part.error}
+        self.unreadable = {visible(part.place): visible(part.error) for part in parts if part.error}
         self.starts = np.concatenate([[0], np.cumsum([part.samples for part in parts], dtype=np.int64)])
         nothing = [Part("")]
         every = list(parts) or nothing

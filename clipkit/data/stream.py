@@ -41,6 +41,7 @@ from clipkit.data.values import hash64
 SHUFFLED = 1000
 """Samples that a reader holds, as files of their own size, to draw the next one from."""
 PROBED = 100
+NO_EPOCH = -1
 _ENDLESS = 1 << 40  # samples of a source, as far as the plan needs to know
 _SHARDS, _BUFFER = 101, 102  # what a draw is for, after the seed in its key; the plan's own are below
 _BROKEN = (OSError, EOFError, zlib.error, tarfile.TarError)
@@ -259,7 +260,7 @@ class StreamDataset(ShardDataset):
         except BadSample as error:
             now = self.reader.now
             self.reader.passed.append(
-                BadRecord(-1, self.names[source], 0, now.path, now.key, error.cause, error.detail)
+                BadRecord(-1, self.names[source], NO_EPOCH, now.path, now.key, error.cause, error.detail)
             )
             raise
         self.reader.ids.append(
@@ -328,9 +329,9 @@ class StreamDataModule(ShardDataModule):
         bad = self._bad()
         accounts = {}
         for source, trained in zip(self.train, self.plan.consumed(self.position), strict=True):
-            causes = dict(bad.get(source.name, {}).get("0", {}))
+            causes = dict(bad.get(source.name, {}).get(str(NO_EPOCH), {}))
             seen = trained + sum(causes.values())
-            accounts[source.name] = [EpochAccount(0, seen, 0, 0, seen, seen, trained, causes)] if seen else []
+            accounts[source.name] = [EpochAccount(NO_EPOCH, seen, 0, 0, seen, seen, trained, causes)] if seen else []
         return accounts
 
 

@@ -1,5 +1,6 @@
 import gzip
 import io
+import json
 import os
 import tarfile
 from collections import Counter
@@ -8,6 +9,9 @@ import pytest
 import torch
 from webdataset.tariterators import url_opener
 
+from clipkit.building import build_data, build_model
+from clipkit.callbacks.account import describe
+from clipkit.config import load_config
 from clipkit.data.augment import Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.images import BadSample
@@ -252,3 +256,24 @@ def test_what_cannot_be_streamed_is_refused(make_shards, tmp_path):
         module([str(tmp_path / "junk.tar")])
     with pytest.raises(ValueError, match=r"none of the first 100 streamed samples can be used \(no_image"):
         module([shard], fields={"image": ("png",), "text": ("txt",)})
+
+
+def test_a_configuration_asks_for_it(make_shards, tiny_model, tmp_path):
+    (shard,) = (packed(path) for path in make_shards([8], change=lambda n, m: m | {"txt": b"a dog"}))
+    said = {
+        "model": str(tiny_model),
+        "data": {"train": {"gz": {"shards": shard, "stream": True}}, "batch_size": 4, "workers": 0},
+        "loss": "infonce",
+        "trainer": {"length": "3 steps"},
+    }
+    (tmp_path / "run.yaml").write_text(json.dumps(said))
+    config = load_config(tmp_path / "run.yaml")
+    pair_ = build_model(config)
+    data = build_data(config, pair_, folder=tmp_path)
+    assert isinstance(data, StreamDataModule)
+    assert data.epoch_samples is None
+    assert len(batches(data)) == 3
+    assert describe(data.report()["gz"]) == "streamed 12 trained + 0 bad"
+    config = load_config(tmp_path / "run.yaml", ["trainer.length=2 epochs"])
+    with pytest.raises(ValueError, match=r"trainer\.length=2 epochs: streamed sources have no epochs"):
+        build_data(config, pair_, folder=tmp_path)
