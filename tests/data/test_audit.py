@@ -27,7 +27,7 @@ def jpeg(image, quality=90):
 
 
 GOOD = jpeg(photo(7))
-ZOO = {  # a sample that is spoilt in each way, and the cause under which training counts it
+ZOO = {  # samples that are spoilt in each way, the last one in two
     "empty": {"jpg": b"", "txt": b"a"},
     "format": {"jpg": b"<html>404</html>", "txt": b"a"},
     "truncated": {"jpg": GOOD[: len(GOOD) // 2], "txt": b"a"},
@@ -35,6 +35,7 @@ ZOO = {  # a sample that is spoilt in each way, and the cause under which traini
     "no_image": {"txt": b"a"},
     "no_caption": {"jpg": GOOD, "txt": b"  "},
     "not_utf8": {"jpg": GOOD, "txt": b"\xff\xfe"},
+    "no_caption too": {"jpg": b"", "txt": b""},
 }
 
 
@@ -69,7 +70,7 @@ def test_what_is_broken_is_what_training_could_not_use(tmp_path):
             dataset.read(0, 0, sample, 0.0)
         except BadSample as error:
             training[dataset.reader.key(0, 0, sample)] = error.cause
-    assert list(training.values()) == list(ZOO)
+    assert list(training.values()) == [name.removesuffix(" too") for name in ZOO]
     found = report(inspected([path]), None, ("m", 77))
     assert {
         example["key"]: cause for cause, held in found["broken"]["causes"].items() for example in held["examples"]
@@ -86,7 +87,7 @@ def test_a_caption_that_is_half_a_surrogate_pair_is_broken_in_training_too(tmp_p
 
 def test_duplicates_near_ones_and_captions_are_counted_over_shards(tmp_path):
     distinct = [jpeg(photo(seed)) for seed in range(6)]
-    captions = ["one", "two", "nan", "a b c", "a b c", "a b c d e f", "NULL", "one"]
+    captions = ["one", "two", "None", "a b c", "a b c", "a b c d e f", "NULL", "one"]
     images = [*distinct, distinct[0], jpeg(photo(1), 60)]  # 6 is file 0 again, 7 looks like 1
     for shard in (0, 1):
         files = []
@@ -104,7 +105,7 @@ def test_duplicates_near_ones_and_captions_are_counted_over_shards(tmp_path):
     assert (twice["captions"]["groups"], twice["captions"]["surplus"]) == (2, 2)
     said = found["captions"]
     assert (said["count"], said["distinct"]) == (8, 6)
-    assert said["suspicious"] == {"nan": 1, "NULL": 1}
+    assert said["suspicious"] == {"None": 1, "NULL": 1}
     assert {(held["text"], held["count"]) for held in said["most_frequent"]} == {("one", 2), ("a b c", 2)}
     assert said["cut"] == {"model": "m", "context": 5, "count": 1, "share": 1 / 8}
     assert said["words"]["max"] == 6
