@@ -19,6 +19,8 @@ from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.stream import StreamDataModule, data_module
+from clipkit.data.transforms import Preprocess
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -103,12 +105,10 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
     )
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
-    """The sources, opened and checked."""
-    cache = cache_folder(config)
-    preprocess = preprocess_of(pair.preprocess)
+def build_augment(config: RunConfig, preprocess: Preprocess) -> Augment:
+    """The random changes of training images, at the size that the model takes."""
     spec = config.data.augment
-    augment = Augment(
+    return Augment(
         size=preprocess.size,
         scale=spec.scale,
         ratio=spec.ratio,
@@ -120,14 +120,25 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         fill=spec.fill,
         interpolation=preprocess.interpolation,
     )
-    return ShardDataModule(
-        train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
-        val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
+
+
+def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
+    """The sources, opened and checked."""
+    cache = cache_folder(config)
+    preprocess = preprocess_of(pair.preprocess)
+    train = [_source(name, spec, cache) for name, spec in config.data.train.items()]
+    val = [_source(name, spec, cache) for name, spec in config.data.val.items()]
+    kind = data_module(train, val)
+    if kind is StreamDataModule:
+        _refuse_epochs(config)
+    return kind(
+        train=train,
+        val=val,
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
         tokenize=pair.tokenize,
-        augment=augment,
+        augment=build_augment(config, preprocess),
         preprocess=preprocess,
         workers=workers(config),
         cache=cache,
@@ -203,7 +214,21 @@ def _source(name: str, spec: Any, cache: Path) -> Source:
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
-    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
+    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields, stream=spec.stream)
+
+
+def _refuse_epochs(config: RunConfig) -> None:
+    """Nobody has counted what is streamed."""
+    durations = {
+        "trainer.length": config.trainer.length,
+        "optim.warmup": config.optim.warmup,
+        "checkpoint.every": config.checkpoint.every,
+        "evaluate.every": config.evaluate.every,
+        "logging.every": config.logging.every,
+    }
+    for name, duration in durations.items():
+        if duration is not None and duration.unit == "epochs":
+            raise ValueError(f"{name}={duration}: streamed sources have no epochs; write samples or steps")
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:

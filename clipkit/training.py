@@ -335,12 +335,13 @@ def _checkpoint_info(run: _Run) -> dict[str, Any]:
 def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     world = run.ranks[0] * run.ranks[1]
+    epoch = "streamed pairs" if run.data.epoch_samples is None else f"{run.data.epoch_samples:,} pairs an epoch"
     say(
-        f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {run.data.epoch_samples:,} pairs an epoch, "
+        f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {epoch}, "
         f"{run.steps:,} steps of {run.config.data.batch_size:,} pairs on {world} rank{'s' if world > 1 else ''} -> {run.folder}"
     )
     if found is not None:
-        say(f"resuming {found}: step {found.name} of {run.steps:,}, data position restored exactly")
+        say(f"resuming {found}: step {found.name} of {run.steps:,}, {run.data.resumed}")
 
 
 def _last_words(run: _Run, step: int, stopped: str | None) -> None:

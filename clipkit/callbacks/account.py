@@ -100,6 +100,8 @@ def describe(epochs: Sequence[EpochAccount]) -> str:
     for epoch in epochs:
         bad.update(epoch.bad)
     causes = f" ({', '.join(f'{count} {cause}' for cause, count in bad.most_common())})" if bad else ""
+    if last.epoch < 0:
+        return f"streamed {last.trained} trained + {sum(bad.values())} bad{causes}"
     done = len(epochs) - 1 + last.seen / last.planned
     return (
         f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "

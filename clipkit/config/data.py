@@ -51,6 +51,10 @@ class SourceSpec(Spec):
         description="Field to where it is read: an extension, several (the first present counts), or json.KEY, a text "
         "or a list of texts of which one is drawn. A field `label` groups samples that are no negatives of each other.",
     )
+    stream: bool = Field(
+        False,
+        description="Read the tars, which may be gzipped, from front to back without an index; resuming is then not exact.",
+    )
 
 
 class AffineSpec(Spec):

@@ -155,7 +155,9 @@ class Duration:
             raise ValueError(f"'{self}' is a time; it cannot be counted in samples")
         if self.unit == "epochs":
             if epoch_samples is None:
-                raise ValueError(f"'{self}' needs the size of an epoch, which is not known here")
+                raise ValueError(
+                    f"'{self}' needs the size of an epoch, which is not known here; write samples or steps"
+                )
             return round(self.value * epoch_samples)
         return int(self.value) * (batch_size if self.unit == "steps" else 1)
 

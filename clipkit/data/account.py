@@ -35,7 +35,7 @@ class EpochAccount:
     """One epoch of one source, as far as it was trained on.
 
     Args:
-        epoch: Counted from 0.
+        epoch: Counted from 0; -1 stands for all of a stream, whose epochs cannot be told apart.
         present: Samples that the shards hold.
         filtered: Left out by a filter.
         remainder: Left out because the lanes are of equal length; other ones each epoch.

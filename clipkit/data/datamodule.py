@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from clipkit import distributed
 from clipkit.data.account import Counts, EpochAccount, count_records, merge, report
 from clipkit.data.augment import Augment
-from clipkit.data.catalogue import open_catalogue
+from clipkit.data.catalogue import Catalogue, open_catalogue
 from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
 from clipkit.data.plan import BLOCK, Ints, Plan
@@ -64,13 +64,17 @@ class ShardDataModule(LightningDataModule):
         ValueError: If the shards, the fields or the sizes cannot make a batch.
     """
 
+    dataset_class = ShardDataset
+    resumed = "data position restored exactly"
+    """What is said of a resumed run."""
+
     def __init__(
         self,
         *,
         train: Sequence[Source],
         val: Sequence[Source] = (),
         batch_size: int,
-        length: int | Callable[[int, int], int],
+        length: int | Callable[[int, int | None], int],
         seed: int,
         tokenize: Callable[[list[str]], Tensor],
         augment: Augment,
@@ -89,11 +93,10 @@ class ShardDataModule(LightningDataModule):
         if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
             distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
-        self.catalogues = [open_catalogue(source, cache) for source in self.train]
-        self.plan = Plan([held.counts for held in self.catalogues], [source.weight for source in self.train], seed)
+        self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
-        self.dataset = ShardDataset(
+        self.dataset = self.dataset_class(
             sources=self.train,
             catalogues=self.catalogues,
             order=self.plan,
@@ -102,7 +105,7 @@ class ShardDataModule(LightningDataModule):
             transform=augment,
             cache=cache,
         )
-        check_samples(self.dataset, self.train, self.plan, self._first_positions())
+        self._check_train()
         self.dataset.reader.close()  # workers open their own
         self._trace = None if trace is None else Trace(trace, self.rank)
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
@@ -111,7 +114,19 @@ class ShardDataModule(LightningDataModule):
 
     def _build_indexes(self) -> None:
         for source in (*self.train, *self.val):
-            open_catalogue(source, self.cache)
+            if not source.stream:
+                open_catalogue(source, self.cache)
+
+    def _open_train(self) -> tuple[list[Catalogue], Plan]:
+        catalogues = [open_catalogue(source, self.cache) for source in self.train]
+        weights = [source.weight for source in self.train]
+        return catalogues, Plan([held.counts for held in catalogues], weights, self.seed)
+
+    def _check_train(self) -> None:
+        check_samples(self.dataset, self.train, self.plan, self._first_positions())
+
+    def _begin(self) -> None:
+        """Called where reading begins at the position."""
 
     def _first_positions(self) -> list[Ints]:
         """Per source the positions of its first samples: at most PROBED, never more than it plans."""
@@ -123,8 +138,8 @@ class ShardDataModule(LightningDataModule):
         return found
 
     @property
-    def epoch_samples(self) -> int:
-        """Samples of one epoch over all sources."""
+    def epoch_samples(self) -> int | None:
+        """Samples of one epoch over all sources; None where they are streamed and nobody knows."""
         return self.plan.epoch_samples
 
     @property
@@ -145,6 +160,7 @@ class ShardDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches from ``position`` to the end of the run; its ``len`` is that of the whole run."""
+        self._begin()
         sampler = PlanSampler(
             self.plan,
             batch_size=self.batch_size,
@@ -243,6 +259,7 @@ class ShardDataModule(LightningDataModule):
             text = "the checkpoint was made with other data, so its position means nothing here: "
             raise ValueError(text + "; ".join(differences) + ". Restore them, or start a new run")
         self.position = int(state_dict["position"])
+        self._begin()
         self._bad_before = merge([state_dict["bad"]])
         self._bad_here = {}
 

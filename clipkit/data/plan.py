@@ -168,7 +168,7 @@ class Plan:
         self.first_id = np.concatenate([[0], np.cumsum([source.present for source in self.sources])])
 
     @property
-    def epoch_samples(self) -> int:
+    def epoch_samples(self) -> int | None:
         """Samples of one epoch of every source; positions of an epoch where the weights are as the sizes."""
         return sum(source.planned for source in self.sources)
 

@@ -50,12 +50,14 @@ class Source:
         shards: Paths of plain tars.
         weight: Its share of the samples trained on, relative to the other sources' weights, whatever its size.
         fields: Per field the places it may be in, the first that a sample has: an extension or ``json.KEY``.
+        stream: Whether they are read from front to back, without an index.
     """
 
     name: str
     shards: tuple[str, ...]
     weight: float = 1.0
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_FIELDS))
+    stream: bool = False
 
     def __post_init__(self) -> None:
         if not self.shards:

@@ -42,13 +42,12 @@ def _value(place: Place, data: bytes, missing: str) -> Any:
     return held[place.key]
 
 
-def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) -> str:
-    """A sample's caption.
+def captions(members: Mapping[str, bytes], places: Sequence[Place]) -> list[str]:
+    """All captions of a sample, at least one.
 
     Args:
         members: The sample's bytes by extension.
         places: Where captions may be; a whole member is one caption, a JSON list holds several.
-        draw: In [0, 1): which of several.
 
     Raises:
         BadSample: If there is none, it is empty, no UTF-8 or no JSON.
@@ -61,6 +60,21 @@ def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) 
     texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
     if not texts:
         raise BadSample("no_caption", "the caption is empty")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise BadSample("not_utf8", f".{found[0].extension}: {error}") from error
+    return texts
+
+
+def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) -> str:
+    """One of a sample's captions; ``draw`` in [0, 1) says which of several.
+
+    Raises:
+        BadSample: As ``captions`` does.
+    """
+    texts = captions(members, places)
     return texts[int(draw * len(texts))]
 
 

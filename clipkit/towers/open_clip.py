@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,66 @@ def load_open_clip_state_dict(pair: OpenClipPair, state: Mapping[str, Tensor], *
             tower.load_state_dict(weights, strict=True)
         except RuntimeError as error:
             raise ValueError(f"{place} does not hold weights of this model configuration: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def build_tokenizer(name: str) -> tuple[Tokenize, int]:
+    """The tokenizer of a model, without its towers, and its context length.
+
+    Args:
+        name: As in ``build_pair``.
+
+    Raises:
+        ValueError: If there is no such model, or its tokenizer cannot be had.
+    """
+    import open_clip
+
+    path = Path(name)
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".json":
+            stored = _read_config_file(path)
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (path / CONFIG_FILE).write_text(json.dumps(stored))
+        if (path / CONFIG_FILE).is_file():
+            config, place = json.loads((path / CONFIG_FILE).read_text())["model_cfg"], f"local-dir:{path}"
+        elif name.startswith("hf-hub:"):
+            from open_clip.factory import _get_hf_config
+
+            config, place = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name
+        else:
+            config, place = open_clip.get_model_config(name.replace("/", "-")), name
+        if config is None:
+            raise ValueError(_unknown_model(name, open_clip.list_models()))
+        _refuse_tokenizer_code(name, config)
+        try:
+            with _quiet():
+                tokenize = open_clip.get_tokenizer(place)
+        except (RuntimeError, OSError, TypeError, ImportError) as error:
+            raise ValueError(f"cannot build the tokenizer of {name!r}: {error}") from error
+    return tokenize, int(tokenize.context_length)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How long captions are before they are cut to the context, special tokens included; travels to workers by name.
+
+    Args:
+        model: As in ``build_pair``.
+    """
+
+    model: str
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        """The number of tokens of each text."""
+        tokenize: Any = build_tokenizer(self.model)[0]
+        if hasattr(tokenize, "encode"):  # SimpleTokenizer: start and end around it
+            return [len(tokenize.encode(text)) + 2 for text in texts]
+        from open_clip.tokenizer import basic_clean, canonicalize_text
+
+        clean = getattr(tokenize, "clean_fn", None) or (lambda text: canonicalize_text(basic_clean(text)))  # SigLIP's
+        added = getattr(tokenize, "tokenizer_mode", "") == "clips"  # it puts three of its own around what it cuts
+        held = tokenize.tokenizer([clean(text) for text in texts], add_special_tokens=not added, truncation=False)
+        return [len(tokens) + 3 * added for tokens in held.input_ids]
 
 
 def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None) -> OpenClipPair:
