@@ -122,7 +122,7 @@ def build_augment(config: RunConfig, preprocess: Preprocess) -> Augment:
     )
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
+def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False) -> ShardDataModule:
     """The sources, opened and checked."""
     cache = cache_folder(config)
     preprocess = preprocess_of(pair.preprocess)
@@ -143,6 +143,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         workers=workers(config),
         cache=cache,
         trace=folder if config.data.trace else None,
+        allow_mismatch=allow_mismatch,
     )
 
 
@@ -209,7 +210,7 @@ def workers(config: RunConfig) -> int:
 def _source(name: str, spec: Any, cache: Path) -> Source:
     shards: list[str] = []
     for pattern in spec.shards:
-        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else expand_shards(pattern)
+        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else _expand(name, pattern)
         if isinstance(found, Path):
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
@@ -229,6 +230,13 @@ def _refuse_epochs(config: RunConfig) -> None:
     for name, duration in durations.items():
         if duration is not None and duration.unit == "epochs":
             raise ValueError(f"{name}={duration}: streamed sources have no epochs; write samples or steps")
+
+
+def _expand(name: str, pattern: str) -> list[str]:
+    try:
+        return expand_shards(pattern)
+    except ValueError as error:
+        raise ValueError(f"source {name!r}: {error}") from error
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:

@@ -26,11 +26,13 @@ from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
+from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.run_folder import (
     check_folder,
     check_weights,
+    data_state,
     find_resume,
     finished_step,
     record_start,
@@ -88,6 +90,7 @@ def train(
     resume: str = "auto",
     own_losses: Mapping[str, LossFactory] | None = None,
     plugin: Plugin | None = None,
+    allow_mismatch: bool = False,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -98,6 +101,7 @@ def train(
         resume: ``auto``, ``never``, or a checkpoint folder.
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
+        allow_mismatch: Whether to go on from a checkpoint of other data or another seed, at the beginning of these.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -107,7 +111,9 @@ def train(
     agreement = Agreement(_clocks(config))
     agreement.listen()
     try:
-        return _train(_Request(config, folder, ranks, resume, dict(own_losses or {}), plugin), agreement)
+        return _train(
+            _Request(config, folder, ranks, resume, dict(own_losses or {}), plugin, allow_mismatch), agreement
+        )
     finally:
         agreement.release()
 
@@ -122,6 +128,7 @@ class _Request:
     resume: str
     own_losses: Mapping[str, LossFactory]
     plugin: Plugin | None
+    allow_mismatch: bool
 
 
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
@@ -133,7 +140,10 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
             f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
         )
-    distributed.on_rank_0(lambda: check_folder(folder, config, fresh=resume == "never"))
+    allow, changed = asked.allow_mismatch, list[str]()
+    distributed.on_rank_0(
+        lambda: changed.extend(check_folder(folder, config, fresh=resume == "never", allow_mismatch=allow))
+    )
     found, passed_over = _agreed_resume(folder, resume)
     for line in passed_over:
         say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
@@ -144,7 +154,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
-    data = build_data(config, pair, folder=folder)
+    data = build_data(config, pair, folder=folder, allow_mismatch=allow)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)
@@ -154,6 +164,8 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         raise ValueError(
             f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
         )
+    if found is not None:
+        say_mismatch(data, found, changed)
     return _fit(run, found, agreement)
 
 
@@ -341,7 +353,8 @@ def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
         f"{run.steps:,} steps of {run.config.data.batch_size:,} pairs on {world} rank{'s' if world > 1 else ''} -> {run.folder}"
     )
     if found is not None:
-        say(f"resuming {found}: step {found.name} of {run.steps:,}, {run.data.resumed}")
+        where = "at the beginning of other data" if run.data.differences(data_state(found)) else run.data.resumed
+        say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")
 
 
 def _last_words(run: _Run, step: int, stopped: str | None) -> None:

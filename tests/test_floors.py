@@ -15,7 +15,7 @@ FLOORS = (
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"encoder", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
-    ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "loggers"}),
+    ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "mismatch", "loggers"}),
     ("4", {"api", "demo", "report"}),
     ("5", {"cli", "__init__", "__main__"}),
 )
@@ -26,7 +26,8 @@ LEANS_ON = {  # within a floor: who may import whom
     "callbacks": {"module"},
     "building": {"module", "callbacks"},
     "plugins": {"building"},
-    "training": {"module", "callbacks", "building", "plugins", "run_folder", "loggers"},
+    "mismatch": {"callbacks", "run_folder"},
+    "training": {"module", "callbacks", "building", "plugins", "run_folder", "mismatch", "loggers"},
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
 HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers"}

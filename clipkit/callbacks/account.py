@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class DataAccount(Callback):
         """Write the account of every source and epoch, and say it in a line a source."""
         accounts = self.data.report()
         if trainer.is_global_zero:
+            if self.data.earlier:
+                say(f"data: {describe_earlier(self.data.earlier)}")
             (self.folder / ACCOUNT).write_text(json.dumps(as_json(accounts), indent=1) + "\n")
             for name, epochs in accounts.items():
                 say(f"data: {name}: {describe(epochs)}")
@@ -82,6 +84,25 @@ class DataAccount(Callback):
                 f"{total} of {seen} samples were bad ({total / seen:.1%}), more than data.bad_samples = {self.budget:.1%} allows; "
                 f"on this rank by cause: {dict(self.said)}. Look at the data with the keys above, mend it, or raise data.bad_samples"
             )
+
+
+def describe_earlier(plans: Sequence[Mapping[str, Any]]) -> str:
+    """What was trained on plans that were left with ``--allow-mismatch``.
+
+    Example:
+        >>> describe_earlier([{"steps": 4, "samples": 64, "bad": {"a": {"0": {"no_caption": 2}}}}])
+        'the first 4 steps (64 samples, 2 of them bad) were of another plan and stand in no account below'
+    """
+    steps, samples = sum(plan["steps"] for plan in plans), sum(plan["samples"] for plan in plans)
+    causes = [
+        count
+        for plan in plans
+        for epochs in plan["bad"].values()
+        for found in epochs.values()
+        for count in found.values()
+    ]
+    others = "another plan" if len(plans) == 1 else f"{len(plans)} other plans"
+    return f"the first {steps} steps ({samples} samples, {sum(causes)} of them bad) were of {others} and stand in no account below"
 
 
 def describe(epochs: Sequence[EpochAccount]) -> str:

@@ -47,11 +47,17 @@ def fit(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch", help="Resume although data or seed differ: the weights go on, the new data begin."
+        ),
+    ] = False,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
 
-    code = api.fit(config, overrides or [], resume=resume, plugin=plugin).code
+    code = api.fit(config, overrides or [], resume=resume, plugin=plugin, allow_mismatch=allow_mismatch).code
     if code:
         raise typer.Exit(code)
 

@@ -59,6 +59,7 @@ class ShardDataModule(LightningDataModule):
         cache: Folder for indexes that cannot be kept beside the shards.
         trace: Folder of ``samples.rankR.jsonl``, or None for no trace.
         ranks: This rank and how many there are; None asks the process group.
+        allow_mismatch: Whether a state of other data starts this plan at its position 0, where it would be refused.
 
     Raises:
         ValueError: If the shards, the fields or the sizes cannot make a batch.
@@ -83,13 +84,16 @@ class ShardDataModule(LightningDataModule):
         cache: Path | None = None,
         trace: Path | None = None,
         ranks: tuple[int, int] | None = None,
+        allow_mismatch: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.val = tuple(train), tuple(val)
         self.batch_size, self.seed, self.workers, self.cache = batch_size, seed, workers, cache
         self.tokenize, self.augment, self.preprocess = tokenize, augment, preprocess
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
+        self.allow_mismatch = allow_mismatch
         self.position = 0
+        self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
         if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
             distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
@@ -147,6 +151,11 @@ class ShardDataModule(LightningDataModule):
         """Batches of the whole run."""
         return -(-self.length // self.batch_size)
 
+    @property
+    def earlier_steps(self) -> int:
+        """Steps of the run that were trained on other plans, before position 0 of this one."""
+        return sum(int(plan["steps"]) for plan in self.earlier)
+
     def _loader(self, dataset: ShardDataset, sampler: PlanSampler, *, persistent: bool) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
@@ -168,6 +177,7 @@ class ShardDataModule(LightningDataModule):
             rank=self.rank,
             world=self.world,
             position=lambda: self.position,
+            earlier=lambda: self.earlier_steps,
         )
         return self._loader(self.dataset, sampler, persistent=True)
 
@@ -230,7 +240,7 @@ class ShardDataModule(LightningDataModule):
         return merge([self._bad_before, *here])
 
     def report(self) -> dict[str, list[EpochAccount]]:
-        """The account of every source and epoch up to the position; all ranks call it together."""
+        """The account of every source and epoch of this plan up to the position; all ranks call it together."""
         return report(self.plan, [source.name for source in self.train], self.position, self._bad())
 
     def _constants(self) -> dict[str, Any]:
@@ -243,25 +253,36 @@ class ShardDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, of JSON types, equal on every rank; all ranks call it together."""
-        return {**self._constants(), "position": self.position, "bad": self._bad()}
+        return {**self._constants(), "position": self.position, "bad": self._bad(), "earlier": self.earlier}
+
+    def differences(self, state_dict: dict[str, Any]) -> list[str]:
+        """What a state's data have other than these: a line a field, none if its position means the same here."""
+        return list(_differences("data", state_dict, self._constants()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state; one of other data, where that is allowed, counts its steps and starts this plan at position 0.
 
         Args:
             state_dict: What ``state_dict`` gave, perhaps on another number of ranks.
 
         Raises:
-            ValueError: If it is of other data, another seed or another batch size: what differs is named.
+            ValueError: If it is of other data, another seed or another batch size, and that is not allowed: what differs is named.
         """
-        differences = list(_differences("data", state_dict, self._constants()))
-        if differences:
+        differences = self.differences(state_dict)
+        if differences and not self.allow_mismatch:
             text = "the checkpoint was made with other data, so its position means nothing here: "
-            raise ValueError(text + "; ".join(differences) + ". Restore them, or start a new run")
-        self.position = int(state_dict["position"])
-        self._begin()
-        self._bad_before = merge([state_dict["bad"]])
+            cure = "Restore them, start a new run, or go on with its weights at the beginning of these data: --allow-mismatch"
+            raise ValueError(f"{text}{'; '.join(differences)}. {cure}")
+        position, self.earlier = int(state_dict["position"]), list(state_dict.get("earlier", []))
+        if differences:
+            steps = position // int(state_dict["batch_size"])
+            self.earlier.append({"steps": steps, "samples": position, "bad": state_dict["bad"]})
+        self.position = 0 if differences else position
+        self._bad_before = {} if differences else merge([state_dict["bad"]])
         self._bad_here = {}
+        self._begin()
+        if self._trace is not None:
+            self._trace.begin_plan(self.earlier_steps)
 
 
 def _differences(path: str, then: Any, now: Any) -> Iterator[str]:

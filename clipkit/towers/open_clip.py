@@ -290,6 +290,11 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place:
     import open_clip
 
     place = place or name
+    plain = name.replace("/", "-")
+    if pretrained is not None and not open_clip.get_pretrained_cfg(plain, pretrained) and not Path(pretrained).exists():
+        known = open_clip.list_pretrained_tags_by_model(plain)
+        tags = f"its tags are {', '.join(known)}" if known else "it has no tags"
+        raise ValueError(f"model {place!r}: pretrained weights {pretrained!r} are no tag of it and no file; {tags}")
     if "multimodal_cfg" in config:
         raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
     _refuse_tokenizer_code(place, config)
@@ -373,10 +378,10 @@ def _unknown_model(name: str, known: list[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's warnings that weights are random: the caller says what was loaded."""
+    """Without open_clip's warnings that weights are random, and its own words before an exception: the caller says what was loaded."""
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

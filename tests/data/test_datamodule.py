@@ -344,3 +344,29 @@ def test_batches_out_of_turn_are_refused(source):
         data.advance(second)
     data.advance(first)
     assert data.position == np.int64(8)
+
+
+def test_other_data_begin_anew_where_that_is_allowed_and_that_resumes_exactly(source, make_shards):
+    first = module(source)
+    batches(first, 5)
+    state = json.loads(json.dumps(first.state_dict()))
+    other = Source("pairs", make_shards([50], "other"), weight=2.0)
+    with pytest.raises(ValueError, match="--allow-mismatch"):
+        module(other, batch_size=4).load_state_dict(state)
+    wanted = batches(module(other, batch_size=4), 55)  # 240 samples are 60 steps of 4, and 5 are done
+    data = module(other, batch_size=4, allow_mismatch=True)
+    data.load_state_dict(state)
+    for left, right in zip(batches(data, 20), wanted[:20], strict=True):
+        same(left, right)
+    state = json.loads(json.dumps(data.state_dict()))
+    assert state["earlier"] == [{"steps": 5, "samples": 40, "bad": {}}]
+    for allow in (False, True):
+        again = module(other, batch_size=4, allow_mismatch=allow)
+        again.load_state_dict(state)
+        assert len(again.train_dataloader()) == 60
+        for left, right in zip(batches(again), wanted[20:], strict=True):
+            same(left, right)
+    third = module(source, allow_mismatch=True)  # and to a third plan
+    third.load_state_dict(state)
+    assert (third.position, third.earlier_steps) == (0, 25)
+    assert len(batches(third)) == 5

@@ -142,3 +142,11 @@ def test_what_is_wrong_with_a_file_names_the_file(tmp_path):
     path.write_text(json.dumps(VIT | {"vision_cfg": VIT["vision_cfg"] | {"colour": "red"}}))
     with pytest.raises(ValueError, match=r"odd\.json.*colour"):
         build_pair(str(path))
+
+
+def test_an_unknown_tag_is_named_with_those_that_there_are(caplog):
+    with pytest.raises(
+        ValueError, match="'nosuch' are no tag of it and no file; its tags are openai, .*laion2b_s34b_b79k"
+    ):
+        build_pair("ViT-B-32", "nosuch")
+    assert not caplog.records
