@@ -97,11 +97,14 @@ def describe(epochs: Sequence[EpochAccount]) -> str:
         return "nothing was seen"
     last = epochs[-1]
     bad: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
     for epoch in epochs:
         bad.update(epoch.bad)
+        noted.update(epoch.noted)
     causes = f" ({', '.join(f'{count} {cause}' for cause, count in bad.most_common())})" if bad else ""
+    also = f"; noted: {', '.join(f'{cause} {count}' for cause, count in noted.most_common())}" if noted else ""
     done = len(epochs) - 1 + last.seen / last.planned
     return (
         f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "
-        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}"
+        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}{also}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) 
         draw: In [0, 1): which of several.
 
     Raises:
-        BadSample: If there is none, it is empty, no UTF-8 or no JSON.
+        BadSample: If there is none, it is empty, no UTF-8 or no JSON, or a table's missing value (``nan_caption``).
     """
     found = find(members, places)
     if found is None:
@@ -59,6 +60,10 @@ def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) 
     value = _value(*found, "no_caption")
     several = value if isinstance(value, list) else [value]
     texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
+    real = [text for text in texts if text.lower() != "nan"]
+    if not real and (texts or any(isinstance(text, float) and math.isnan(text) for text in several)):
+        raise BadSample("nan_caption", "the caption is 'nan', as tables write a missing value")
+    texts = real
     if not texts:
         raise BadSample("no_caption", "the caption is empty")
     return texts[int(draw * len(texts))]

@@ -16,6 +16,7 @@ from clipkit.data.index import sidecar_path, write_folder_index
 from clipkit.data.plan import Plan
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Source, parse_place
+from clipkit.data.stages import Stage
 from clipkit.data.tar import ShardError
 from clipkit.data.values import caption, hash64, label
 
@@ -144,8 +145,7 @@ def test_a_copy_of_the_set_reads_the_same(make_shards):
         catalogues=[catalogue],
         order=plan,
         seed=0,
-        tokenize=tokenize,
-        transform=Augment((16, 16)),
+        stages=[Stage({"image": Augment((16, 16))}, tokenize)],
         cache=None,
     )
     request = Request(0, 8, plan.rows(np.arange(8)))
