@@ -15,10 +15,10 @@ from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
 from clipkit.config.catalog import shipped_folder
-from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.stages import IMAGE
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -28,6 +28,7 @@ from clipkit.losses.base import Loss
 from clipkit.losses.infonce import InfoNCE
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
+from clipkit.staging import build_stages, check_views
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
@@ -58,6 +59,7 @@ def build_module(
     config: RunConfig, pair: OpenClipPair, *, steps: int, warmup: int, own_losses: Mapping[str, LossFactory]
 ) -> CLIPModule:
     """Towers, losses and optimiser as one Lightning module."""
+    check_views(config, own_losses=bool(own_losses))
     towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=config.trainer.micro_batch)
     _name_batchnorm(towers, config)
     if config.trainer.compile:
@@ -106,30 +108,23 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
 def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
     """The sources, opened and checked."""
     cache = cache_folder(config)
-    preprocess = preprocess_of(pair.preprocess)
-    spec = config.data.augment
-    augment = Augment(
-        size=preprocess.size,
-        scale=spec.scale,
-        ratio=spec.ratio,
-        flip=spec.flip,
-        color_jitter=spec.color_jitter,
-        color_jitter_prob=spec.color_jitter_prob,
-        grayscale=spec.grayscale,
-        affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
-        fill=spec.fill,
-        interpolation=preprocess.interpolation,
-    )
+    last, stages = build_stages(config.data, pair)
+    views = dict(last.images)
+    augment = views.pop(IMAGE)
     return ShardDataModule(
         train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
         val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
-        tokenize=pair.tokenize,
+        tokenize=last.tokenize,
         augment=augment,
-        preprocess=preprocess,
+        preprocess=preprocess_of(pair.preprocess),
+        views=views,
+        decode=last.decode,
+        stages=stages,
         workers=workers(config),
+        start_method=None if config.data.start_method == "auto" else config.data.start_method,
         cache=cache,
         trace=folder if config.data.trace else None,
     )

@@ -137,7 +137,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         members = self.reader.members(source, shard, sample, MOST_BYTES)
         text = caption(members, places["text"], draw) if "text" in places else None
         group = label(members, places["label"]) if "label" in places else None
-        image, image_hash, noted = None, 0, ()
+        image, image_hash = None, 0
+        noted: tuple[str, ...] = ()
         if "image" in places:
             found = find(members, places["image"])
             if found is None:

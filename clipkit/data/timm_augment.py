@@ -86,10 +86,11 @@ def _pillow(pixels: Pixels) -> Image.Image:
 
 @lru_cache(maxsize=32)
 def _pipeline(augment: TimmAugment) -> Callable[[Image.Image], Tensor]:
-    from timm.data import create_transform
     from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms_factory import create_transform
 
-    transform: Any = create_transform(
+    make: Any = create_transform  # its annotations know no absent jitter
+    transform = make(
         (3, *augment.size),
         is_training=True,
         use_prefetcher=True,  # uint8 out: normalisation is the tower's
@@ -106,7 +107,8 @@ def _pipeline(augment: TimmAugment) -> Callable[[Image.Image], Tensor]:
     )
     if not augment.re_prob:
         return transform  # type: ignore[no-any-return]
-    erase = RandomErasing(augment.re_prob, mode="pixel", max_count=augment.re_count, device="cpu")
+    erasing: Any = RandomErasing
+    erase = erasing(augment.re_prob, mode="pixel", max_count=augment.re_count, device="cpu")
     mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (augment.mean, augment.std))
 
     def with_erasing(image: Image.Image) -> Tensor:  # timm's noise is in normalised units
