@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,20 +25,10 @@ from clipkit.data.source import Source
 from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
+from clipkit.data.worker import as_it_is, start_worker
 
 VERSION = 1
 Batch = dict[str, Any]
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """One thread each; signals are the parent's to handle, or Ctrl-C would lose the batches on their way."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ShardDataModule(LightningDataModule):
@@ -154,8 +143,8 @@ class ShardDataModule(LightningDataModule):
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # torch's types know lists of indices alone
             num_workers=self.workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_start_worker,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=start_worker,
             persistent_workers=persistent and self.workers > 0,
             multiprocessing_context=self.start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),

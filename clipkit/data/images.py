@@ -166,12 +166,18 @@ def _with_pillow(data: bytes, kind: str, how: Decode, *, shrink: bool) -> Decode
 def _shrunk(image: Image.Image, how: Decode) -> PillowImage:
     """A JPEG decoded at a fraction of its size."""
     width, height = image.size
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1) if how.policy == "clipkit" else 1
     image.draft(None, (how.shrink_to, how.shrink_to))  # the smallest of 1/1 to 1/8 that is no smaller
-    if how.policy == "clipkit":
-        if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-            width, height = height, width
-        image = ImageOps.exif_transpose(image)
-    return PillowImage(image.convert("RGB"), height, width)
+    step = max(round(width / image.width), round(height / image.height))
+    if turn in (5, 6, 7, 8):
+        width, height = height, width
+    turned = ImageOps.exif_transpose(image) if turn != 1 else image
+    # the last column and row may stand for fewer pixels than the others; after a mirroring they come first
+    over = (
+        (turned.height * step - height) * (turn in (3, 4, 7, 8)),
+        (turned.width * step - width) * (turn in (2, 3, 6, 7)),
+    )
+    return PillowImage(turned.convert("RGB"), height, width, step, over)
 
 
 def _is_animated(image: Image.Image) -> bool:

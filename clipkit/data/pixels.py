@@ -26,11 +26,15 @@ class PillowImage(NamedTuple):
         image: Its pixels in any mode, perhaps at a half, a quarter or an eighth of the size.
         height: Of the whole image, in which crops are given.
         width: Of the whole image.
+        step: Pixels of the whole image that one of these stands for, both ways.
+        before: How many pixels above and left of the whole image these begin: its size need not divide by ``step``.
     """
 
     image: Image.Image
     height: int
     width: int
+    step: int = 1
+    before: tuple[int, int] = (0, 0)
 
 
 Pixels = Tensor | PillowImage
@@ -60,12 +64,12 @@ def crop_resized(pixels: Pixels, box: tuple[int, int, int, int], size: tuple[int
     if isinstance(pixels, Tensor):
         return resize_as_pillow(pixels[:, top : top + height, left : left + width], *size, interpolation)
     image, resampling = pixels.image, _RESAMPLING[interpolation]
-    if image.size == (pixels.width, pixels.height):
+    if pixels.step == 1:
         part = image.crop((left, top, left + width, top + height)).resize((size[1], size[0]), resampling)
-    else:  # one pixel here stands for step x step of the whole image, so the box ends between pixels
-        step = max(round(pixels.width / image.width), round(pixels.height / image.height))
-        edges = left / step, top / step, (left + width) / step, (top + height) / step
-        part = image.resize((size[1], size[0]), resampling, box=edges)
+    else:  # the box's edges lie between pixels
+        top, left = top + pixels.before[0], left + pixels.before[1]
+        edges = [edge / pixels.step for edge in (left, top, left + width, top + height)]
+        part = image.resize((size[1], size[0]), resampling, box=tuple(edges))
     return torch.from_numpy(np.array(part.convert("RGB"))).permute(2, 0, 1)
 
 

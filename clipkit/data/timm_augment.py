@@ -99,7 +99,7 @@ def _pipeline(augment: TimmAugment) -> Callable[[Image.Image], Tensor]:
         ratio=augment.ratio,
         hflip=augment.flip,
         color_jitter=augment.color_jitter,
-        color_jitter_prob=augment.color_jitter_prob,
+        color_jitter_prob=None if augment.color_jitter_prob == 1 else augment.color_jitter_prob,  # 1 draws nothing
         grayscale_prob=augment.grayscale,
         interpolation=augment.interpolation,
         mean=augment.mean,
