@@ -89,9 +89,9 @@ def describe(epochs: Sequence[EpochAccount]) -> str:
 
     Example:
         >>> one = EpochAccount(epoch=0, present=70, filtered=0, remainder=6, planned=64, seen=64, trained=63, bad={"truncated": 1})
-        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10)
+        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10, noted={"animated": 3})
         >>> describe([one, two])
-        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated)'
+        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated); noted: animated 3'
     """
     if not epochs:
         return "nothing was seen"

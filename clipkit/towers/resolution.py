@@ -25,13 +25,11 @@ def at_resolution(model: nn.Module, x: Tensor) -> Any:
     """
     grid: tuple[int, int] | None = getattr(model, "grid_size", None)
     own: Tensor | None = getattr(model, _EMBEDDING, None)
-    if grid is None or own is None:
+    height, width = x.shape[2:]
+    if grid is None or own is None or (height, width) == model.image_size:
         return model(x)
     patch: tuple[int, int] = model.patch_size  # type: ignore[assignment]
-    height, width = x.shape[2:]
     goal = height // patch[0], width // patch[1]
-    if goal == grid:
-        return model(x)
     if height % patch[0] or width % patch[1]:
         raise ValueError(f"images of {height} x {width} do not divide into patches of {patch[0]} x {patch[1]}")
     return functional_call(model, {_EMBEDDING: resized(own, grid, goal)}, (x,))

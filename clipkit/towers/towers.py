@@ -40,6 +40,10 @@ class Towers(nn.Module):
         assert isinstance(tower, Tower)
         return tower
 
+    def tower_of(self, name: str) -> Tower:
+        """The tower of a field or of a view of one."""
+        return self[_VIEW.sub("", name)]
+
     def fields(self) -> list[str]:
         """The fields that have a tower."""
         return list(self.by_field)
@@ -53,7 +57,7 @@ class Towers(nn.Module):
 
     def lengths(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """Needed tokens of each sample for the fields that can be trimmed exactly; read it while the batch is on the CPU."""
-        found = {field: self[field].lengths(batch[field]) for field in self.fields() if field in batch}
+        found = {name: self.tower_of(name).lengths(batch[name]) for name in self.present(batch) if name in batch}
         return {field: lengths for field, lengths in found.items() if lengths is not None}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Features]:
@@ -69,7 +73,7 @@ class Towers(nn.Module):
         return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.present(batch)}
 
     def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
-        tower = self[_VIEW.sub("", field)]
+        tower = self.tower_of(field)
         slices = list(_slices(len(x), self.micro_batch, lengths))
         if len(slices) == 1:
             features: Features = tower(_trim(x, lengths, slices[0]))

@@ -129,6 +129,13 @@ def test_captions_and_labels():
     members = {"json": b'{"c": ["a", "b", "", "c"], "n": 7}', "txt": b"other"}
     assert [caption(members, listed, draw) for draw in (0.0, 0.34, 0.99)] == ["a", "b", "c"]
     assert caption({"txt": b"other"}, listed, 0.5) == "other"
+    one = [parse_place("json.c")]
+    for missing in (b'{"c": NaN}', b'{"c": "nan"}', b'{"c": [NaN, " NAN "]}'):
+        with pytest.raises(BadSample, match="nan_caption"):
+            caption({"json": missing}, one, 0.5)
+    assert caption({"json": b'{"c": ["nan", "my nan", NaN]}'}, one, 0.99) == "my nan"
+    for word in ("None", "NULL", "N/A"):  # may be meant
+        assert caption({"txt": word.encode()}, [parse_place("txt")], 0.5) == word
     assert label(members, [parse_place("json.n")]) == label({"cls": b" 7\n"}, [parse_place("cls")])
     assert hash64(b"a") == hash64(b"a") != hash64(b"b")
     for missing in ({}, {"cls": b" "}):
