@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,6 @@ from clipkit.towers.base import Tokenize
 from clipkit.towers.open_clip import OpenClipPair
 
 _MOST_WORDS = 1 << 17  # some 20 MB; a word is then cut anew
-_SHRUNK_KEEPS = 2  # times the target: finer detail than that is lost in the resize anyway
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,10 @@ def build_stages(data: DataSpec, pair: OpenClipPair) -> tuple[Stage, list[tuple[
     def stage(name: str, spec: StageSpec | None) -> Stage:
         size = (spec and spec.image_size) or preprocess.size
         augments = {IMAGE: (spec and spec.augment) or data.augment, **data.views}
-        shrink_to = _SHRUNK_KEEPS * max(size) if data.fast_decode else 0
+        images = {field: transform_of(augment, preprocess, pair, size) for field, augment in augments.items()}
+        shrink_to = max(map(pixels_needed, images.values())) if data.fast_decode else 0
         return Stage(
-            images={field: transform_of(augment, preprocess, pair, size) for field, augment in augments.items()},
+            images=images,
             tokenize=Tokens(pair.tokenize, spec.text_length if spec else None),
             decode=Decode(policy=data.image_policy, shrink_to=shrink_to),
             name=name,
@@ -106,6 +107,12 @@ def build_stages(data: DataSpec, pair: OpenClipPair) -> tuple[Stage, list[tuple[
             _check(f"data.stages.{name}.text_length", spec.text_length, pair, _try_texts)
     before: list[tuple[Ends, Stage]] = [(spec.until.samples, stage(name, spec)) for name, spec in data.stages.items()]
     return stage("", None), before
+
+
+def pixels_needed(transform: Transform) -> int:
+    """The side of an image of which the smallest crop has as many pixels as are made of it."""
+    smallest = 1.0 if isinstance(transform, Preprocess) else transform.scale[0]
+    return math.ceil(max(transform.size) / math.sqrt(smallest))
 
 
 def _try_images(pair: OpenClipPair, size: tuple[int, int]) -> None:

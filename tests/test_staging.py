@@ -13,14 +13,14 @@ from torchvision.transforms import RandomResizedCrop
 
 import clipkit
 from clipkit.checkpoint import read_checkpoint, weight_hash
-from clipkit.config import EvalAugmentSpec, OpenClipAugmentSpec, TimmAugmentSpec
+from clipkit.config import DataSpec, EvalAugmentSpec, OpenClipAugmentSpec, TimmAugmentSpec
 from clipkit.data.augment import Augment, crop_boxes
 from clipkit.data.draws import CROP, uniforms
 from clipkit.data.images import image_tensor
 from clipkit.data.timm_augment import TimmAugment
 from clipkit.data.transforms import Preprocess
 from clipkit.encoder import preprocess_of
-from clipkit.staging import Tokens, transform_of
+from clipkit.staging import Tokens, build_stages, pixels_needed, transform_of
 from clipkit.towers.open_clip import pair_from_config
 from tests.conftest import TINY_MODEL, write_shard
 
@@ -75,6 +75,20 @@ def test_open_clips_transforms_by_name(pair, size, monkeypatch):
 
 def preprocess_mean(pair):
     return tuple(pair.preprocess["mean"])
+
+
+def test_fast_decoding_keeps_the_pixels_that_the_smallest_crop_needs(pair):
+    views = {"image_view1": {"kind": "random", "scale": [0.25, 1.0]}}
+    train = {"squares": {"shards": "x.tar"}}
+    stages = {"low": {"until": "1 steps", "image_size": 8}}
+    for fast, needed in ((True, {"": 32, "low": 16}), (False, {"": 0, "low": 0})):
+        data = DataSpec(
+            train=train, batch_size=8, views=views, stages=stages, fast_decode=fast, image_policy="open_clip"
+        )
+        last, ((_, low),) = build_stages(data, pair)
+        assert {stage.name: stage.decode.shrink_to for stage in (last, low)} == needed  # of crops of a quarter
+        assert last.decode.policy == "open_clip"
+    assert pixels_needed(Preprocess((16, 24))) == 24
 
 
 def test_shorter_texts_keep_their_end(pair):

@@ -93,7 +93,7 @@ class DataSpec(Spec):
     )
     fast_decode: bool = Field(
         False,
-        description="Decode large training JPEGs at a fraction, at least twice what is needed: faster, not equal.",
+        description="Decode training JPEGs of at least twice the side needed at 1/2, 1/4 or 1/8: faster, not equal.",
     )
     bad_samples: Share = Field(
         0.01, description="Share of the samples seen that may be unreadable before the run stops; each is counted."

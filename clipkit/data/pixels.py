@@ -68,8 +68,9 @@ def crop_resized(pixels: Pixels, box: tuple[int, int, int, int], size: tuple[int
         part = image.crop((left, top, left + width, top + height)).resize((size[1], size[0]), resampling)
     else:  # the box's edges lie between pixels
         top, left = top + pixels.before[0], left + pixels.before[1]
-        edges = [edge / pixels.step for edge in (left, top, left + width, top + height)]
-        part = image.resize((size[1], size[0]), resampling, box=tuple(edges))
+        step = pixels.step
+        edges = left / step, top / step, (left + width) / step, (top + height) / step
+        part = image.resize((size[1], size[0]), resampling, box=edges)
     return torch.from_numpy(np.array(part.convert("RGB"))).permute(2, 0, 1)
 
 

@@ -24,6 +24,11 @@ def find(members: Mapping[str, bytes], places: Sequence[Place]) -> tuple[Place, 
     return next(((place, members[place.extension]) for place in places if place.extension in members), None)
 
 
+def is_nan(caption: str) -> bool:
+    """Whether it is a table's missing value, written as text. `None`, `NULL` and `N/A` are words, and stay."""
+    return caption.lower() == "nan"
+
+
 def _value(place: Place, data: bytes, missing: str) -> Any:
     """The member's text, or the value under the key of its JSON object."""
     if len(data) > MOST_TEXT_BYTES:
@@ -60,7 +65,7 @@ def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) 
     value = _value(*found, "no_caption")
     several = value if isinstance(value, list) else [value]
     texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
-    real = [text for text in texts if text.lower() != "nan"]
+    real = [text for text in texts if not is_nan(text)]
     if not real and (texts or any(isinstance(text, float) and math.isnan(text) for text in several)):
         raise BadSample("nan_caption", "the caption is 'nan', as tables write a missing value")
     texts = real
