@@ -28,7 +28,7 @@ from clipkit.losses.base import Loss
 from clipkit.losses.infonce import InfoNCE
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
-from clipkit.staging import build_stages, check_views
+from clipkit.staging import Tokens, build_stages, check_views
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
@@ -111,7 +111,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
     last, stages = build_stages(config.data, pair)
     views = dict(last.images)
     augment = views.pop(IMAGE)
-    return ShardDataModule(
+    module = ShardDataModule(
         train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
         val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
         batch_size=config.data.batch_size,
@@ -128,6 +128,12 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         cache=cache,
         trace=folder if config.data.trace else None,
     )
+    for stage, end in zip(module.stages, module.stage_at.ends, strict=False):  # the last has no end
+        height, width = stage.images[IMAGE].size
+        length = stage.tokenize.length if isinstance(stage.tokenize, Tokens) else None
+        words = f", texts of {length} tokens" if length else ""
+        say(f"stage {stage.name!r}: to sample {end:,}, images of {height} x {width}{words}")
+    return module
 
 
 def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> dict[str, Callable[[], dict[str, Any]]]:

@@ -52,6 +52,14 @@ def test_a_stage_begins_at_a_batch(source):
     assert [batch["key"] for batch in found] == [batch["key"] for batch in plain]  # the order knows no stages
 
 
+def test_ranks_do_not_matter(source):
+    whole = batches(staged(source))
+    for rank in (0, 1):
+        for part, batch in zip(batches(staged(source, ranks=(rank, 2))), whole, strict=True):
+            for name in {"image", "image_view1", "image_view2", "text"} & set(batch):
+                assert torch.equal(part[name], batch[name][rank::2])
+
+
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_workers_and_how_they_start_do_not_matter(source, method):
     alone = batches(staged(source))
