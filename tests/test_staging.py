@@ -190,3 +190,21 @@ def test_transforms_of_a_stage_have_its_size(pair):
     for spec in (EvalAugmentSpec(kind="eval"), TimmAugmentSpec(kind="timm")):
         made = transform_of(spec, preprocess, pair, (8, 24))
         assert (made.size, made.interpolation) == ((8, 24), "bilinear")
+
+
+@pytest.mark.parametrize(("name", "native", "takes"), [("resnet18", 64, True), ("vit_tiny_patch16_224", 224, False)])
+def test_timms_towers_are_asked_whether_they_take_a_size(name, native, takes):
+    vision = {"timm_model_name": name, "timm_model_pretrained": False, "timm_proj": "linear", "image_size": native}
+    vision["timm_pool"] = "avg"
+    model = pair_from_config(TINY_MODEL | {"vision_cfg": vision})
+    before = {key: value.clone() for key, value in model.image.named_buffers()}
+    stages = {"low": {"until": "1 steps", "image_size": 32}}
+    data = DataSpec(train={"squares": {"shards": "x.tar"}}, batch_size=8, stages=stages)
+    if takes:
+        assert build_stages(data, model)[1][0][1].images["image"].size == (32, 32)
+    else:
+        with pytest.raises(ValueError, match=r"image_size=32 x 32: the model does not take it.*leave it out"):
+            build_stages(data, model)
+    assert model.image.training
+    for key, value in model.image.named_buffers():
+        assert torch.equal(value, before[key]), key  # the trial is no training: batch norms saw nothing
