@@ -15,12 +15,11 @@ from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
 from clipkit.config.catalog import shipped_folder
-from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.stages import IMAGE
 from clipkit.data.stream import StreamDataModule, data_module
-from clipkit.data.transforms import Preprocess
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -30,6 +29,7 @@ from clipkit.losses.base import Loss
 from clipkit.losses.infonce import InfoNCE
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
+from clipkit.staging import Tokens, build_stages, check_views
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
@@ -60,6 +60,7 @@ def build_module(
     config: RunConfig, pair: OpenClipPair, *, steps: int, warmup: int, own_losses: Mapping[str, LossFactory]
 ) -> CLIPModule:
     """Towers, losses and optimiser as one Lightning module."""
+    check_views(config, own_losses=bool(own_losses))
     towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=config.trainer.micro_batch)
     _name_batchnorm(towers, config)
     if config.trainer.compile:
@@ -105,46 +106,41 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
     )
 
 
-def build_augment(config: RunConfig, preprocess: Preprocess) -> Augment:
-    """The random changes of training images, at the size that the model takes."""
-    spec = config.data.augment
-    return Augment(
-        size=preprocess.size,
-        scale=spec.scale,
-        ratio=spec.ratio,
-        flip=spec.flip,
-        color_jitter=spec.color_jitter,
-        color_jitter_prob=spec.color_jitter_prob,
-        grayscale=spec.grayscale,
-        affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
-        fill=spec.fill,
-        interpolation=preprocess.interpolation,
-    )
-
-
 def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False) -> ShardDataModule:
     """The sources, opened and checked."""
     cache = cache_folder(config)
-    preprocess = preprocess_of(pair.preprocess)
+    last, stages = build_stages(config.data, pair)
+    views = dict(last.images)
+    augment = views.pop(IMAGE)
     train = [_source(name, spec, cache) for name, spec in config.data.train.items()]
     val = [_source(name, spec, cache) for name, spec in config.data.val.items()]
     kind = data_module(train, val)
     if kind is StreamDataModule:
         _refuse_epochs(config)
-    return kind(
+    module = kind(
         train=train,
         val=val,
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
-        tokenize=pair.tokenize,
-        augment=build_augment(config, preprocess),
-        preprocess=preprocess,
+        tokenize=last.tokenize,
+        augment=augment,
+        preprocess=preprocess_of(pair.preprocess),
+        views=views,
+        decode=last.decode,
+        stages=stages,
         workers=workers(config),
+        start_method=None if config.data.start_method == "auto" else config.data.start_method,
         cache=cache,
         trace=folder if config.data.trace else None,
         allow_mismatch=allow_mismatch,
     )
+    for stage, end in zip(module.stages, module.stage_at.ends, strict=False):  # the last has no end
+        height, width = stage.images[IMAGE].size
+        length = stage.tokenize.length if isinstance(stage.tokenize, Tokens) else None
+        words = f", texts of {length} tokens" if length else ""
+        say(f"stage {stage.name!r}: to sample {end:,}, images of {height} x {width}{words}")
+    return module
 
 
 def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -226,6 +222,7 @@ def _refuse_epochs(config: RunConfig) -> None:
         "checkpoint.every": config.checkpoint.every,
         "evaluate.every": config.evaluate.every,
         "logging.every": config.logging.every,
+        **{f"data.stages.{name}.until": stage.until for name, stage in config.data.stages.items()},
     }
     for name, duration in durations.items():
         if duration is not None and duration.unit == "epochs":

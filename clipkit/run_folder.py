@@ -21,6 +21,7 @@ CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environme
 MAY_CHANGE = (
     "run:",
     "data.workers",
+    "data.start_method",
     "data.cache",
     "data.trace",
     "trainer.devices",

@@ -110,21 +110,24 @@ def describe(epochs: Sequence[EpochAccount]) -> str:
 
     Example:
         >>> one = EpochAccount(epoch=0, present=70, filtered=0, remainder=6, planned=64, seen=64, trained=63, bad={"truncated": 1})
-        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10)
+        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10, noted={"animated": 3})
         >>> describe([one, two])
-        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated)'
+        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated); noted: animated 3'
     """
     if not epochs:
         return "nothing was seen"
     last = epochs[-1]
     bad: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
     for epoch in epochs:
         bad.update(epoch.bad)
+        noted.update(epoch.noted)
     causes = f" ({', '.join(f'{count} {cause}' for cause, count in bad.most_common())})" if bad else ""
+    also = f"; noted: {', '.join(f'{cause} {count}' for cause, count in noted.most_common())}" if noted else ""
     if last.epoch < 0:
-        return f"streamed {last.trained} trained + {sum(bad.values())} bad{causes}"
+        return f"streamed {last.trained} trained + {sum(bad.values())} bad{causes}{also}"
     done = len(epochs) - 1 + last.seen / last.planned
     return (
         f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "
-        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}"
+        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}{also}"
     )

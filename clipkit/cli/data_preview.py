@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipkit.building import build_augment, build_model, cache_folder
+from clipkit.building import build_model, cache_folder
 from clipkit.cli.data_paths import fields_of, shards_of
 from clipkit.config import load_config
 from clipkit.data.atomic import write_atomically
 from clipkit.data.contact_sheet import MOST_SAMPLES, page
 from clipkit.data.preview import Views, draw
-from clipkit.encoder import preprocess_of
+from clipkit.data.stages import IMAGE
+from clipkit.staging import build_stages
 
 
 def preview(
@@ -33,7 +34,9 @@ def preview(
     views = None
     if augment is not None:
         config = load_config(augment)
-        views = Views(build_augment(config, preprocess_of(build_model(config).preprocess)), config.seed)
+        last, stages = build_stages(config.data, build_model(config))
+        first = stages[0][1] if stages else last
+        views = Views(first.images[IMAGE], config.seed)
         notes.append(f"below each picture {views.count} of the views that {augment} may train on")
     shown = draw(shards, places, samples=samples, seed=seed, cache=cache, views=views)
     drawn = len({sample.shard for sample in shown})

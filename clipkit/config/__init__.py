@@ -1,9 +1,17 @@
 """Configuration of runs: what may stand in a file, how it is read, and what is said when it is wrong."""
 
+from clipkit.config.augment import (
+    AffineSpec,
+    AnyAugmentSpec,
+    AugmentSpec,
+    EvalAugmentSpec,
+    OpenClipAugmentSpec,
+    TimmAugmentSpec,
+)
 from clipkit.config.base import Spec
 from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
-from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
+from clipkit.config.data import DataSpec, SourceSpec, StageSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
@@ -20,17 +28,20 @@ from clipkit.config.write import as_yaml, describe_difference, flatten, json_sch
 __all__ = [
     "DISTRIBUTION",
     "AffineSpec",
+    "AnyAugmentSpec",
     "AugmentSpec",
     "CheckpointSpec",
     "ConfigError",
     "DataSpec",
     "Duration",
+    "EvalAugmentSpec",
     "EvaluateSpec",
     "InfoNCESpec",
     "Loaded",
     "LoggingSpec",
     "LossSpec",
     "ModelSpec",
+    "OpenClipAugmentSpec",
     "OptimSpec",
     "Place",
     "Problem",
@@ -38,7 +49,9 @@ __all__ = [
     "RunConfig",
     "SourceSpec",
     "Spec",
+    "StageSpec",
     "TaskSpec",
+    "TimmAugmentSpec",
     "TrainerSpec",
     "WandbSpec",
     "ZeroShotSpec",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from clipkit.config.base import Name, NotNegative, Positive, Share, Spec, Text, Texts
+from clipkit.config.augment import AnyAugmentSpec, AugmentSpec, same_both_ways
+from clipkit.config.base import Length, Name, Positive, Share, Spec, Text, Texts
 from clipkit.config.units import Count, CountOrAuto
 
 _FIELD_VALUE = re.compile(r"json\.[^.\s]+|[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -20,19 +21,16 @@ def _known_form(values: list[str]) -> list[str]:
     return values
 
 
-def _same_both_ways(value: Any) -> Any:
-    return [value, value] if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError("the first number must not be above the second")
-    return value
+def _named_as_view(name: str) -> str:
+    if not re.fullmatch(r"image_view[1-9][0-9]?", name):
+        raise ValueError("views are named image_view1 to image_view99")
+    return name
 
 
 Extensions = Annotated[Texts, AfterValidator(_known_form)]
-ShareAboveZero = Annotated[Share, Field(gt=0)]
-Range = Annotated[tuple[Positive, Positive], AfterValidator(_ordered)]
+Side = Annotated[int, Field(strict=True, ge=1)]
+ImageSize = Annotated[tuple[Side, Side], BeforeValidator(same_both_ways)]
+ViewName = Annotated[str, AfterValidator(_named_as_view)]
 
 
 def _default_fields() -> dict[str, list[str]]:
@@ -57,32 +55,15 @@ class SourceSpec(Spec):
     )
 
 
-class AffineSpec(Spec):
-    """A random affine warp; each bound may be left at no warp."""
+class StageSpec(Spec):
+    """A first part of the run that sees its data otherwise; what is left out is as for the rest of the run."""
 
-    degrees: NotNegative = Field(0.0, description="Largest rotation either way, in degrees.")
-    translate: Annotated[tuple[Share, Share], BeforeValidator(_same_both_ways)] = Field(
-        (0.0, 0.0), description="Largest shift, as shares of width and height; one number is both."
+    until: Length = Field(
+        description="Where it ends, counted from the run's start: samples, epochs or steps; the next one begins at a batch."
     )
-    scale: Range = Field((1.0, 1.0), description="Range of the zoom.")
-    shear: NotNegative = Field(0.0, description="Largest horizontal shear either way, in degrees.")
-
-
-class AugmentSpec(Spec):
-    """Random changes of training images; drawn by the sample's position, so resumed runs draw the same."""
-
-    scale: Annotated[tuple[ShareAboveZero, ShareAboveZero], AfterValidator(_ordered)] = Field(
-        (0.9, 1.0), description="Range of the crop's share of the image's area."
-    )
-    ratio: Range = Field((3 / 4, 4 / 3), description="Range of the crop's width over height.")
-    flip: Share = Field(0.0, description="Probability of a mirror image; captions that say left or right forbid it.")
-    color_jitter: tuple[NotNegative, NotNegative, NotNegative, Annotated[NotNegative, Field(le=0.5)]] | None = Field(
-        None, description="Strength of the change in brightness, contrast, saturation and hue (at most 0.5)."
-    )
-    color_jitter_prob: Share = Field(1.0, description="Probability of the colour jitter, where one is set.")
-    grayscale: Share = Field(0.0, description="Probability of a grey image.")
-    affine: AffineSpec | None = Field(None, description="A random affine warp.")
-    fill: Literal["white", "black"] = Field("white", description="What an affine warp uncovers.")
+    image_size: ImageSize | None = Field(None, description="Side of images and views in pixels, or height and width.")
+    text_length: Side | None = Field(None, description="Tokens of a text; longer ones are cut before their end token.")
+    augment: AnyAugmentSpec | None = Field(None, description="Stands in whole for `data.augment`.")
 
 
 class DataSpec(Spec):
@@ -98,7 +79,26 @@ class DataSpec(Spec):
         description="Pairs per optimiser step over all ranks; a multiple of the ranks."
     )
     workers: CountOrAuto = Field("auto", description="Loader processes per rank; auto is by the cores at hand.")
-    augment: AugmentSpec = Field(default_factory=AugmentSpec, description="Random changes of training images.")
+    start_method: Literal["auto", "fork", "forkserver", "spawn"] = Field(
+        "auto", description="How loader processes start; auto is Python's own choice for this system."
+    )
+    augment: AnyAugmentSpec = Field(default_factory=AugmentSpec, description="Random changes of training images.")
+    views: dict[ViewName, AnyAugmentSpec] = Field(
+        default_factory=dict, description="Further views of each image, image_view1 and so on, each with its `augment`."
+    )
+    stages: dict[Name, StageSpec] = Field(
+        default_factory=dict,
+        description="What comes first, in this order; after the last the run is as without stages.",
+    )
+    image_policy: Literal["clipkit", "open_clip"] = Field(
+        "clipkit",
+        description="Colour rules. clipkit: turned as EXIF says, transparency on white, 16 bits scaled. open_clip: as its "
+        "trainer does (EXIF ignored, Pillow's convert).",
+    )
+    fast_decode: bool = Field(
+        False,
+        description="Decode training JPEGs of at least twice the side needed at 1/2, 1/4 or 1/8: faster, not equal.",
+    )
     bad_samples: Share = Field(
         0.01, description="Share of the samples seen that may be unreadable before the run stops; each is counted."
     )

@@ -49,7 +49,7 @@ class RunConfig(Spec):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        faults = [*_loss_faults(self), *_evaluation_faults(self), *_arithmetic_faults(self)]
+        faults = [*_loss_faults(self), *_view_faults(self), *_evaluation_faults(self), *_arithmetic_faults(self)]
         if faults:
             raise LocatedErrors(faults)
         return self
@@ -77,13 +77,25 @@ def _loss_faults(config: RunConfig) -> list[Fault]:
             faults.append((("losses", name, "pair"), "a field cannot be paired with itself"))
         for kind, sources in (("train", config.data.train), ("val", config.data.val)):
             for source_name, source in sources.items():
-                lacking = [field for field in loss.pair if field not in source.fields]
+                lacking = [field for field in loss.pair if field not in {*source.fields, *config.data.views}]
                 if lacking:
                     message = (
                         f"the loss `{name}` pairs {loss.pair[0]} and {loss.pair[1]}; missing: {', '.join(lacking)}"
                     )
                     faults.append((("data", kind, source_name, "fields"), message))
     return faults
+
+
+def _view_faults(config: RunConfig) -> list[Fault]:
+    data = config.data
+    if not data.views:
+        return []
+    sources = [("train", *item) for item in data.train.items()] + [("val", *item) for item in data.val.items()]
+    return [
+        (("data", kind, name, "fields"), "has no image, of which data.views would be made")
+        for kind, name, source in sources
+        if "image" not in source.fields
+    ]
 
 
 def _evaluation_faults(config: RunConfig) -> list[Fault]:

@@ -43,6 +43,7 @@ class EpochAccount:
         seen: Of these, the ones that were consumed: ``trained`` plus those of ``bad``.
         trained: Consumed as themselves.
         bad: By cause, those in whose place a substitute trained.
+        noted: By cause, how often one was trained on with something approximated (``animated``: its first frame).
     """
 
     epoch: int
@@ -53,9 +54,12 @@ class EpochAccount:
     seen: int
     trained: int
     bad: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
 
 
-def report(plan: Plan, names: Sequence[str], position: int, bad: Counts) -> dict[str, list[EpochAccount]]:
+def report(
+    plan: Plan, names: Sequence[str], position: int, bad: Counts, noted: Counts | None = None
+) -> dict[str, list[EpochAccount]]:
     """The account of everything before a position.
 
     Args:
@@ -63,6 +67,7 @@ def report(plan: Plan, names: Sequence[str], position: int, bad: Counts) -> dict
         names: Of its sources.
         position: Samples consumed over all ranks.
         bad: Of all ranks.
+        noted: Of all ranks.
     """
     accounts: dict[str, list[EpochAccount]] = {}
     for name, source, consumed in zip(names, plan.sources, plan.consumed(position), strict=True):
@@ -80,6 +85,7 @@ def report(plan: Plan, names: Sequence[str], position: int, bad: Counts) -> dict
                     seen=seen,
                     trained=seen - sum(causes.values()),
                     bad=dict(causes),
+                    noted=dict((noted or {}).get(name, {}).get(str(epoch), {})),
                 )
             )
     return accounts

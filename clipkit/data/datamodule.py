@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit import distributed
-from clipkit.data.account import Counts, EpochAccount, count_records, merge, report
-from clipkit.data.augment import Augment
+from clipkit.data.account import Counts, EpochAccount, add, count_records, merge, report
 from clipkit.data.catalogue import Catalogue, open_catalogue
 from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
+from clipkit.data.images import Decode
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
 from clipkit.data.source import Source
+from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
+from clipkit.data.worker import as_it_is, start_worker
 
 VERSION = 1
 Batch = dict[str, Any]
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """One thread each; signals are the parent's to handle, or Ctrl-C would lose the batches on their way."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class ShardDataModule(LightningDataModule):
@@ -55,7 +45,11 @@ class ShardDataModule(LightningDataModule):
         tokenize: Captions to tokens (B, L).
         augment: Transform of training images.
         preprocess: Transform of validation images.
+        views: Further transforms of each image, by the field that they make (``image_view1``).
+        decode: How training images become pixels; validation takes its colour rules alone.
+        stages: What stands in for the four above at first, each with where it ends.
         workers: Loader processes of this rank; 0 loads in the training process.
+        start_method: How they start: ``fork``, ``forkserver``, ``spawn``, or None for Python's own choice.
         cache: Folder for indexes that cannot be kept beside the shards.
         trace: Folder of ``samples.rankR.jsonl``, or None for no trace.
         ranks: This rank and how many there are; None asks the process group.
@@ -78,9 +72,13 @@ class ShardDataModule(LightningDataModule):
         length: int | Callable[[int, int | None], int],
         seed: int,
         tokenize: Callable[[list[str]], Tensor],
-        augment: Augment,
+        augment: Transform,
         preprocess: Preprocess,
+        views: Mapping[str, Transform] | None = None,
+        decode: Decode | None = None,
+        stages: Sequence[tuple[Ends, Stage]] = (),
         workers: int = 0,
+        start_method: str | None = None,
         cache: Path | None = None,
         trace: Path | None = None,
         ranks: tuple[int, int] | None = None,
@@ -89,7 +87,11 @@ class ShardDataModule(LightningDataModule):
         super().__init__()
         self.train, self.val = tuple(train), tuple(val)
         self.batch_size, self.seed, self.workers, self.cache = batch_size, seed, workers, cache
-        self.tokenize, self.augment, self.preprocess = tokenize, augment, preprocess
+        self.start_method = start_method
+        last = Stage({IMAGE: augment, **(views or {})}, tokenize, decode or Decode())
+        self.stages = (*(stage for _, stage in stages), last)
+        # views are part of some losses, so validation has them too, drawn by its positions and the same each time
+        self.val_stage = Stage({**last.images, IMAGE: preprocess}, tokenize, Decode(policy=last.decode.policy))
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
         self.allow_mismatch = allow_mismatch
         self.position = 0
@@ -100,13 +102,15 @@ class ShardDataModule(LightningDataModule):
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
+        ends = [end if isinstance(end, int) else end(batch_size, self.plan.epoch_samples) for end, _ in stages]
+        names = [stage.name for stage in self.stages[:-1]]
+        self.stage_at = Schedule(list(zip(names, ends, strict=True)), batch_size=batch_size, length=self.length)
         self.dataset = self.dataset_class(
             sources=self.train,
             catalogues=self.catalogues,
             order=self.plan,
             seed=seed,
-            tokenize=tokenize,
-            transform=augment,
+            stages=self.stages,
             cache=cache,
         )
         self._check_train()
@@ -114,6 +118,8 @@ class ShardDataModule(LightningDataModule):
         self._trace = None if trace is None else Trace(trace, self.rank)
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
         self._bad_here: Counts = {}  # of this rank, since then
+        self._noted_before: Counts = {}  # the same of what was approximated
+        self._noted_here: Counts = {}
         self._val_loader: DataLoader[Batch] | None = None
 
     def _build_indexes(self) -> None:
@@ -161,9 +167,10 @@ class ShardDataModule(LightningDataModule):
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # torch's types know lists of indices alone
             num_workers=self.workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_start_worker,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=start_worker,
             persistent_workers=persistent and self.workers > 0,
+            multiprocessing_context=self.start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -178,6 +185,7 @@ class ShardDataModule(LightningDataModule):
             world=self.world,
             position=lambda: self.position,
             earlier=lambda: self.earlier_steps,
+            stage=self.stage_at,
         )
         return self._loader(self.dataset, sampler, persistent=True)
 
@@ -201,8 +209,7 @@ class ShardDataModule(LightningDataModule):
             catalogues=catalogues,
             order=order,
             seed=self.seed,
-            tokenize=self.tokenize,
-            transform=self.preprocess,
+            stages=[self.val_stage],
             cache=self.cache,
         )
         starts = np.concatenate([[0], np.cumsum([held.counts.sum() for held in catalogues])])
@@ -231,17 +238,24 @@ class ShardDataModule(LightningDataModule):
         if batch["position"] != self.position:
             raise ValueError(f"a batch of position {batch['position']} was trained on, the next one is {self.position}")
         count_records(self._bad_here, batch["bad"])
+        for source, epoch, cause in batch["noted"]:
+            add(self._noted_here, source, str(epoch), cause)
         if self._trace is not None:
             self._trace.write(batch)
         self.position += self.batch_size
 
     def _bad(self) -> Counts:
-        here = [self._bad_here] if self.world == 1 else distributed.gather_json(self._bad_here)
-        return merge([self._bad_before, *here])
+        return self._of_all_ranks(self._bad_before, self._bad_here)
+
+    def _noted(self) -> Counts:
+        return self._of_all_ranks(self._noted_before, self._noted_here)
+
+    def _of_all_ranks(self, before: Counts, here: Counts) -> Counts:
+        return merge([before, *([here] if self.world == 1 else distributed.gather_json(here))])
 
     def report(self) -> dict[str, list[EpochAccount]]:
         """The account of every source and epoch of this plan up to the position; all ranks call it together."""
-        return report(self.plan, [source.name for source in self.train], self.position, self._bad())
+        return report(self.plan, [source.name for source in self.train], self.position, self._bad(), self._noted())
 
     def _constants(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
@@ -253,7 +267,8 @@ class ShardDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The state, of JSON types, equal on every rank; all ranks call it together."""
-        return {**self._constants(), "position": self.position, "bad": self._bad(), "earlier": self.earlier}
+        counts = {"bad": self._bad(), "noted": self._noted()}
+        return {**self._constants(), "position": self.position, **counts, "earlier": self.earlier}
 
     def differences(self, state_dict: dict[str, Any]) -> list[str]:
         """What a state's data have other than these: a line a field, none if its position means the same here."""
@@ -279,7 +294,8 @@ class ShardDataModule(LightningDataModule):
             self.earlier.append({"steps": steps, "samples": position, "bad": state_dict["bad"]})
         self.position = 0 if differences else position
         self._bad_before = {} if differences else merge([state_dict["bad"]])
-        self._bad_here = {}
+        self._noted_before = {} if differences else merge([state_dict.get("noted", {})])
+        self._bad_here, self._noted_here = {}, {}
         self._begin()
         if self._trace is not None:
             self._trace.begin_plan(self.earlier_steps)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipkit.data.transforms import resize
+from clipkit.data.pixels import resize
 
 Looks = NDArray[np.uint64]
 Colours = NDArray[np.uint32]

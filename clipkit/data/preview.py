@@ -13,11 +13,11 @@ import numpy as np
 from torch import Tensor
 
 from clipkit.data.audit import describe, image_bytes, open_shard
-from clipkit.data.augment import Augment
 from clipkit.data.draws import permutation
 from clipkit.data.images import MOST_BYTES, BadSample, decode_image
 from clipkit.data.index import load_index
 from clipkit.data.source import Place
+from clipkit.data.stages import IMAGE, Transform, transformed
 from clipkit.data.tar import ShardError
 from clipkit.data.values import captions, label
 
@@ -55,19 +55,19 @@ class Views:
     """How a picture is changed for training.
 
     Args:
-        augment: The changes.
+        transform: The changes.
         seed: Of the run.
         count: Views of each picture.
     """
 
-    augment: Augment
+    transform: Transform
     seed: int
     count: int = 3
 
     def of(self, image: Tensor, number: int) -> Tensor:
         """Views of the sample of a number, as positions ``number * count`` and on would have them."""
         positions = np.arange(number * self.count, (number + 1) * self.count)
-        return self.augment([image] * self.count, seed=self.seed, positions=positions)
+        return transformed(self.transform, IMAGE, [image] * self.count, seed=self.seed, positions=positions)
 
 
 def draw(

@@ -31,7 +31,7 @@ from clipkit.data.catalogue import Catalogue
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.dataset import BadRecord, Request, Sample, ShardDataset
 from clipkit.data.draws import below, permutation
-from clipkit.data.images import BadSample
+from clipkit.data.images import BadSample, Decode
 from clipkit.data.index import split_name
 from clipkit.data.plan import Ints, Plan, Rows
 from clipkit.data.source import Source
@@ -249,14 +249,14 @@ class StreamDataset(ShardDataset):
 
     reader: StreamReader  # type: ignore[assignment]
 
-    def read(self, source: int, shard: int, sample: int, draw: float) -> Sample:
+    def read(self, source: int, shard: int, sample: int, draw: float, how: Decode | None = None) -> Sample:
         """The next sample of a source, decoded.
 
         Raises:
             BadSample: If it cannot be used.
         """
         try:
-            found = super().read(source, shard, sample, draw)
+            found = super().read(source, shard, sample, draw, how)
         except BadSample as error:
             now = self.reader.now
             self.reader.passed.append(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.towers.base import Features, Tokenize, Tower, unit
+from clipkit.towers.resolution import at_resolution
 
 CONFIG_FILE = "open_clip_config.json"
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
@@ -55,7 +56,7 @@ class ImageTower(Tower):
     def forward(self, x: Tensor) -> Features:
         """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
         x = self.normalise(x) if x.dtype == torch.uint8 else x
-        out = self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
+        out = at_resolution(self.model, x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
         return Features(unit(out[0] if isinstance(out, tuple) else out))
 
 

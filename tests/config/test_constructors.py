@@ -4,9 +4,19 @@ import inspect
 
 import pytest
 
-from clipkit.config import AffineSpec, AugmentSpec, InfoNCESpec, OptimSpec, RetrievalSpec, SourceSpec, ZeroShotSpec
+from clipkit.config import (
+    AffineSpec,
+    AugmentSpec,
+    InfoNCESpec,
+    OptimSpec,
+    RetrievalSpec,
+    SourceSpec,
+    TimmAugmentSpec,
+    ZeroShotSpec,
+)
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.source import DEFAULT_FIELDS, Source
+from clipkit.data.timm_augment import TimmAugment
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.losses.infonce import InfoNCE
@@ -14,7 +24,8 @@ from clipkit.optim import Optim
 
 PAIRS = [
     # spec, what it builds, arguments that come from elsewhere, fields that go elsewhere
-    (AugmentSpec, Augment, {"size", "interpolation"}, set()),
+    (AugmentSpec, Augment, {"size", "interpolation"}, {"kind"}),
+    (TimmAugmentSpec, TimmAugment, {"size", "mean", "std", "interpolation"}, {"kind"}),
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
@@ -30,7 +41,10 @@ def test_fields_are_the_constructors_arguments(spec, built, from_elsewhere, to_e
     assert set(spec.model_fields) - to_elsewhere == arguments - from_elsewhere
 
 
-@pytest.mark.parametrize(("spec", "built"), [(AugmentSpec, Augment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)])
+@pytest.mark.parametrize(
+    ("spec", "built"),
+    [(AugmentSpec, Augment), (TimmAugmentSpec, TimmAugment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)],
+)
 def test_defaults_agree(spec, built):
     for name, parameter in inspect.signature(built).parameters.items():
         if name in spec.model_fields and parameter.default is not parameter.empty:

@@ -14,6 +14,7 @@ from clipkit.data.images import BadSample
 from clipkit.data.parallel import map_shards
 from clipkit.data.sampler import InOrder
 from clipkit.data.source import Source
+from clipkit.data.stages import Stage
 from clipkit.data.transforms import Preprocess
 
 from .conftest import image_bytes, tokenize, write_tar
@@ -60,8 +61,7 @@ def test_what_is_broken_is_what_training_could_not_use(tmp_path):
         catalogues=[catalogue],
         order=InOrder([catalogue.counts]),
         seed=0,
-        tokenize=tokenize,
-        transform=Preprocess((16, 16)),
+        stages=[Stage({"image": Preprocess((16, 16))}, tokenize)],
         cache=None,
     )
     training = {}

@@ -126,6 +126,6 @@ def test_views_are_those_of_the_augmentation(tmp_path):
     files = [(f"0.{extension}", data) for extension, data in pair(0).items()]
     views = Views(Augment((16, 16), flip=0.5), seed=3, count=2)
     (sample,) = draw([str(write_tar(tmp_path / "a.tar", files))], PLACES, samples=1, seed=0, cache=None, views=views)
-    again = views.augment([sample.image, sample.image], seed=3, positions=torch.arange(2).numpy())
+    again = views.transform([sample.image, sample.image], seed=3, positions=torch.arange(2).numpy())
     assert torch.equal(sample.views, again)
     assert len(Page(page([sample], title="t", notes=[])).images) == 3

@@ -1,5 +1,6 @@
 """The loader as a whole: the same samples whatever the workers, ranks and interruptions; nothing lost unsaid."""
 
+import io
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from clipkit.callbacks.account import describe
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.source import Source
@@ -147,12 +150,14 @@ def spoil(number, members):
         members["txt"] = b"\xff\xfe caption 20"
     if number == 21:
         members["txt"] = b"  \n"
+    if number == 27:
+        members["txt"] = b"NaN\n"
     if number == 33:
         del members["jpg"]
     return members
 
 
-BAD = {3: "empty", 10: "truncated", 20: "not_utf8", 21: "no_caption", 33: "no_image"}
+BAD = {3: "empty", 10: "truncated", 20: "not_utf8", 21: "no_caption", 27: "nan_caption", 33: "no_image"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -191,6 +196,30 @@ def test_counts_survive_a_resume(make_shards):
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     batches(second)
     assert second.report() == whole.report()
+
+
+def test_first_frames_of_animations_are_counted(make_shards):
+    def moving(number, members):
+        if number % 10 != 4:
+            return members
+        frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+        buffer = io.BytesIO()
+        frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+        return {"webp": buffer.getvalue(), "txt": members["txt"]}
+
+    source = Source("pairs", make_shards([30, 30], change=moving))
+    whole = module(source, workers=2, length=180, batch_size=12)
+    found = batches(whole)
+    for batch in found:
+        assert len(batch["noted"]) == sum(int(key) % 10 == 4 for key in batch["key"])
+    assert [line.noted for line in whole.report()["pairs"]] == [{"animated": 6}] * 3
+    first = module(source, length=180, batch_size=12)
+    batches(first, 7)
+    second = module(source, length=180, batch_size=12)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    batches(second)
+    assert second.report() == whole.report()
+    assert describe(whole.report()["pairs"]).endswith("180 trained + 0 bad; noted: animated 18")
 
 
 def test_two_sources_mix_by_weight(make_shards):

@@ -16,6 +16,7 @@ from clipkit.data.index import sidecar_path, write_folder_index
 from clipkit.data.plan import Plan
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Source, parse_place
+from clipkit.data.stages import Stage
 from clipkit.data.tar import ShardError
 from clipkit.data.values import caption, hash64, label
 
@@ -128,6 +129,13 @@ def test_captions_and_labels():
     members = {"json": b'{"c": ["a", "b", "", "c"], "n": 7}', "txt": b"other"}
     assert [caption(members, listed, draw) for draw in (0.0, 0.34, 0.99)] == ["a", "b", "c"]
     assert caption({"txt": b"other"}, listed, 0.5) == "other"
+    one = [parse_place("json.c")]
+    for missing in (b'{"c": NaN}', b'{"c": "nan"}', b'{"c": [NaN, " NAN "]}'):
+        with pytest.raises(BadSample, match="nan_caption"):
+            caption({"json": missing}, one, 0.5)
+    assert caption({"json": b'{"c": ["nan", "my nan", NaN]}'}, one, 0.99) == "my nan"
+    for word in ("None", "NULL", "N/A"):  # may be meant
+        assert caption({"txt": word.encode()}, [parse_place("txt")], 0.5) == word
     assert label(members, [parse_place("json.n")]) == label({"cls": b" 7\n"}, [parse_place("cls")])
     assert hash64(b"a") == hash64(b"a") != hash64(b"b")
     for missing in ({}, {"cls": b" "}):
@@ -144,8 +152,7 @@ def test_a_copy_of_the_set_reads_the_same(make_shards):
         catalogues=[catalogue],
         order=plan,
         seed=0,
-        tokenize=tokenize,
-        transform=Augment((16, 16)),
+        stages=[Stage({"image": Augment((16, 16))}, tokenize)],
         cache=None,
     )
     request = Request(0, 8, plan.rows(np.arange(8)))

@@ -68,7 +68,7 @@ def test_gzipped_shards_give_the_batches_that_indexed_ones_would_hold(make_shard
     streamed = module([packed(path) for path in plain], length=32)
     found = batches(streamed)
     assert isinstance(streamed, StreamDataModule)
-    assert set(found[0]) == {"id", "key", "position", "content", "bad", "image", "text"}
+    assert set(found[0]) == {"id", "key", "position", "content", "bad", "noted", "image", "text"}
     assert len(keys(found)) == 32
     assert len(indexed) == len(set(keys(found))) == 32  # one reader: an epoch is every sample once
     for batch in found:
