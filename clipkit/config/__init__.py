@@ -3,7 +3,7 @@
 from clipkit.config.base import Spec
 from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
-from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
+from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, PackSpec, SourceSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
@@ -32,6 +32,7 @@ __all__ = [
     "LossSpec",
     "ModelSpec",
     "OptimSpec",
+    "PackSpec",
     "Place",
     "Problem",
     "RetrievalSpec",

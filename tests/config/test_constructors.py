@@ -4,8 +4,18 @@ import inspect
 
 import pytest
 
-from clipkit.config import AffineSpec, AugmentSpec, InfoNCESpec, OptimSpec, RetrievalSpec, SourceSpec, ZeroShotSpec
+from clipkit.config import (
+    AffineSpec,
+    AugmentSpec,
+    InfoNCESpec,
+    OptimSpec,
+    PackSpec,
+    RetrievalSpec,
+    SourceSpec,
+    ZeroShotSpec,
+)
 from clipkit.data.augment import Affine, Augment
+from clipkit.data.pack import PackOptions
 from clipkit.data.source import DEFAULT_FIELDS, Source
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
@@ -16,7 +26,8 @@ PAIRS = [
     # spec, what it builds, arguments that come from elsewhere, fields that go elsewhere
     (AugmentSpec, Augment, {"size", "interpolation"}, set()),
     (AffineSpec, Affine, set(), set()),
-    (SourceSpec, Source, {"name"}, set()),
+    (SourceSpec, Source, {"name"}, {"loose"}),
+    (PackSpec, PackOptions, {"shard_size"}, set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
     (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
