@@ -15,7 +15,7 @@ FLOORS = (
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"encoder", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
-    ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "loggers"}),
+    ("3b", {"module", "callbacks", "training", "building", "launch", "packing", "plugins", "run_folder", "loggers"}),
     ("4", {"api", "demo", "report"}),
     ("5", {"cli", "__init__", "__main__"}),
 )
@@ -25,6 +25,7 @@ LEANS_ON = {  # within a floor: who may import whom
     "__main__": {"cli"},
     "callbacks": {"module"},
     "building": {"module", "callbacks"},
+    "packing": {"building", "callbacks"},
     "plugins": {"building"},
     "training": {"module", "callbacks", "building", "plugins", "run_folder", "loggers"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -47,11 +48,15 @@ def fit(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of a table to be packed: data.pack.image_column.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Likewise data.pack.caption_column.")] = None,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
 
-    code = api.fit(config, overrides or [], resume=resume, plugin=plugin).code
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    given = [f"data.pack.{key}={json.dumps(name)}" for key, name in columns.items() if name is not None]
+    code = api.fit(config, [*(overrides or []), *given], resume=resume, plugin=plugin).code
     if code:
         raise typer.Exit(code)
 

@@ -80,7 +80,7 @@ class PackSpec(Spec):
     split: Annotated[Share, Field(lt=1)] = Field(
         0.0,
         description="Share of each loose training source that is held out and evaluated as the task of its name; more "
-        "where a small set would leave fewer than 20 images.",
+        "of a small one, for figures that mean something.",
     )
     resize: Annotated[Count, Field(ge=1)] | None = Field(
         None, description="Shorter side to shrink larger images to, in pixels."

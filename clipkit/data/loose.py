@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-IMAGE_COLUMNS = ("filepath", "image", "path")
+IMAGE_COLUMNS = ("filepath", "image", "path", "file_name", "url")
 CAPTION_COLUMNS = ("caption", "title", "text")
+NO_CAPTION = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "<NA>"})
+"""What programs write into a table where there is no caption."""
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an image folder as `datasets` knows it
 _SEPARATORS = ("\t", ",", ";", "|")
 
 
