@@ -15,7 +15,7 @@ from clipkit.config import DISTRIBUTION
 from clipkit.data.loose import Entry, Skipped, captions_of, entry_of, shown
 
 _ROWS = 16
-_BUFFER = 1 << 20  # bytes of a column that are read at once; without it a whole row group would be held
+_BUFFER = 1 << 20  # bytes of a column that are read at once: a page is held then, not a whole row group
 
 
 def saved_files(folder: Path) -> list[Path] | None:

@@ -195,19 +195,19 @@ def test_no_code_of_a_file_runs(tmp_path):
 
 
 def test_memory_does_not_grow_with_a_row_group(tmp_path):
-    """One row group of 96 MiB, read in a fresh process: what it adds stays far below."""
+    """One row group of 96 MiB in small pages, read in a fresh process; read whole it would add some 140 MiB."""
     rng = np.random.default_rng(0)
     blobs = [rng.bytes(1 << 19) for _ in range(192)]
     table = pa.table({"image": pa.array(blobs, pa.binary()), "caption": ["x"] * len(blobs)})
-    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=False, write_batch_size=4)
     assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 1
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom clipkit.data.loose import open_loose\n"
-        "import pyarrow.parquet\npeak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "import sys\nfrom pathlib import Path\nfrom clipkit.data.loose import open_loose\nimport pyarrow.parquet\n"
+        "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
         "before = peak()\nassert sum(1 for _ in open_loose(Path(sys.argv[1])).entries) == 192\nprint(peak() - before)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "t.parquet")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     shutil.rmtree(tmp_path)
-    assert int(done.stdout) < 48 * 1024
+    assert int(done.stdout) < 100 * 1024
