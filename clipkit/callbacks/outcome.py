@@ -12,9 +12,12 @@ from clipkit.callbacks.metrics import RECORD
 from clipkit.checkpoint import steps
 
 Record = Mapping[str, Any]
-_SHORT = {
-    f"{way}_retrieval_recall@{k}": f"{way} R@{k}" for k in (1, 5) for way in ("image", "text")
-} | {"acc1": "acc1", "acc5": "acc5", "mean_per_class_recall": "mean per-class recall", "loss": "loss"}
+_SHORT = {f"{way}_retrieval_recall@{k}": f"{way} R@{k}" for k in (1, 5) for way in ("image", "text")} | {
+    "acc1": "acc1",
+    "acc5": "acc5",
+    "mean_per_class_recall": "mean per-class recall",
+    "loss": "loss",
+}
 
 
 def read_record(folder: Path) -> list[Record]:

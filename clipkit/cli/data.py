@@ -18,7 +18,8 @@ def _data() -> None:
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="Images with captions beside them, class folders, CSV, TSV, JSONL, parquet, datasets.")
+        Path,
+        typer.Argument(help="Images with captions beside them, class folders, CSV, TSV, JSONL, parquet, datasets."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make; absent or empty.")],
     shard_size: Annotated[str, typer.Option(help="Samples of a shard, such as 10k.")] = "10k",

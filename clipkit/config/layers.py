@@ -71,7 +71,11 @@ def expand_sources(layer: Layer) -> Layer:
     for key in ("train", "val"):
         if isinstance(data.get(key), str) and isinstance(sources := as_sources(data[key]), dict):
             tree[key] = sources
-            paths = [("data", key, name, *inner) for name, source in sources.items() for inner in ((), *((k,) for k in source))]
+            paths = [
+                ("data", key, name, *inner)
+                for name, source in sources.items()
+                for inner in ((), *((k,) for k in source))
+            ]
             places |= {path: places[("data", key)] for path in paths if ("data", key) in places}
     return Layer({**layer.tree, "data": tree}, places)
 
@@ -208,7 +212,9 @@ def _set(layer: Layer, path: tuple[str, ...], value: Any, below: Any, place: Pla
         if isinstance(part.get(key), str) and path[0] in ("model", "loss", "losses"):
             expand_short_forms(layer)
         if isinstance(part.get(key), str) and path[:2] in NAMED:
-            raise ValueError(f"{'.'.join(path[:2])} is a path already; write {'.'.join(path[:2])}={{NAME: {{...}}}} instead")
+            raise ValueError(
+                f"{'.'.join(path[:2])} is a path already; write {'.'.join(path[:2])}={{NAME: {{...}}}} instead"
+            )
         if not isinstance(part.get(key), dict):
             part[key] = {}
         part, below = part[key], under

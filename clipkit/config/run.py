@@ -66,7 +66,10 @@ def figures(config: RunConfig) -> list[str]:
     """Name every figure that the run's evaluation gives; the first is the default of `checkpoint.best`."""
     named = [f"val/{name}/{figure}" for name, task in config.evaluate.tasks.items() for figure in task.figures]
     named += [  # of which kind a task on held-out data is shows once it is packed
-        f"val/{name}/{figure}" for name in held_out(config) for spec in (RetrievalSpec, ZeroShotSpec) for figure in spec.figures
+        f"val/{name}/{figure}"
+        for name in held_out(config)
+        for spec in (RetrievalSpec, ZeroShotSpec)
+        for figure in spec.figures
     ]
     return [*named, *(["val/loss"] if config.data.val else [])]
 

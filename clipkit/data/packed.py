@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from clipkit.data.atomic import write_atomically
+from clipkit.data.held_out import merge_equal_images
 from clipkit.data.loose import open_loose
 from clipkit.data.pack import TRAIN, PackOptions, pack
 from clipkit.data.prepare import Chunk, Prepare, Prepared, prepare_chunk
@@ -90,6 +91,10 @@ def _pack(source: Path, place: Path, record: Path, options: PackOptions, workers
         options = replace(options, split=_at_least_a_handful(source, options.split, few, say))
     shutil.rmtree(place, ignore_errors=True)  # a kill between the folder and its record
     report = str(pack(source, place, options, workers=1 if few is not None else workers)).replace("\n", "\n  ")
+    if options.split is not None and not (place / "classnames.txt").is_file():
+        before, after = merge_equal_images(place / options.split[0], options.shard_size)
+        if after < before:
+            report += f"\n  {options.split[0]}: its {before:,} rows are {after:,} images, each with all its captions"
     say(f"{source.name}: {report}")
     text = json.dumps({"source": str(source), "report": report}) + "\n"
     write_atomically(record, lambda file: file.write(text.encode()))

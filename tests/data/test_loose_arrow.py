@@ -130,7 +130,9 @@ def test_a_pack_of_columns_that_was_stopped_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "key"), [("metadata.csv", "text"), ("metadata.jsonl", "caption")])
 def test_an_image_folder_with_a_metadata_file(tmp_path, name, key):
     write(tmp_path / "in" / "sub" / "a.png", IMAGES[0])
-    rows = f"file_name,{key}\nsub/a.png,one\n" if name.endswith("csv") else f'{{"file_name": "sub/a.png", "{key}": "one"}}'
+    rows = (
+        f"file_name,{key}\nsub/a.png,one\n" if name.endswith("csv") else f'{{"file_name": "sub/a.png", "{key}": "one"}}'
+    )
     write(tmp_path / "in" / name, rows)
     pack(tmp_path / "in", tmp_path / "out")
     assert [(s["txt"], s["png"]) for s in samples(tmp_path / "out")] == [(b"one", IMAGES[0])]

@@ -160,7 +160,9 @@ def test_tables(tmp_path, separator, columns):
 def test_columns_by_name(tmp_path):
     write(tmp_path / "a.png", picture())
     table = write(tmp_path / "t.tsv", "link\tfile\tcaption\talt\nx\ta.png\tno\tyes\n")
-    with pytest.raises(ValueError, match=r"t\.tsv:1: the columns are link, file, caption, alt; needed: one of filepath"):
+    with pytest.raises(
+        ValueError, match=r"t\.tsv:1: the columns are link, file, caption, alt; needed: one of filepath"
+    ):
         pack(table, tmp_path / "out")
     pack(table, tmp_path / "out", image_column="file", caption_column="alt")
     assert samples(tmp_path / "out")[0]["txt"] == b"yes"
