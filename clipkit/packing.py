@@ -33,8 +33,11 @@ def pack_loose(config: RunConfig) -> RunConfig:
         for name, source in sources.items():
             if source.loose is not None:
                 share = config.data.pack.split if kind == "train" else 0.0
-                shards, task = _pack_one(config, source.loose, share)
-                tree["data"][kind][name] |= {"shards": [shards], "loose": None}
+                shards, task, listed = _pack_one(config, source.loose, share)
+                written = tree["data"][kind][name]
+                written |= {"shards": [shards], "loose": None}
+                if listed and "fields" not in source.model_fields_set:  # one is drawn each time, not the first for ever
+                    written["fields"]["text"] = ["json.captions"]
                 tasks |= {name: task} if task else {}
     tree["evaluate"]["tasks"] = tasks | tree["evaluate"]["tasks"]  # the first figure of the first task decides the best
     try:
@@ -44,8 +47,8 @@ def pack_loose(config: RunConfig) -> RunConfig:
         raise ConfigError(place, problems_of(error, tree, {}, Place(place))) from None
 
 
-def _pack_one(config: RunConfig, loose: str, share: float) -> tuple[str, dict[str, Any] | None]:
-    """The shards of a source, and the task on its held-out part."""
+def _pack_one(config: RunConfig, loose: str, share: float) -> tuple[str, dict[str, Any] | None, bool]:
+    """The shards of a source, the task on its held-out part, and whether each sample lists its captions."""
     from clipkit.data.pack import PackOptions
     from clipkit.data.packed import holds_shards, packed
 
@@ -53,7 +56,7 @@ def _pack_one(config: RunConfig, loose: str, share: float) -> tuple[str, dict[st
     if holds_shards(source):
         if share:
             say(f"{loose}: shards already, so nothing is packed and nothing held out of them")
-        return loose, None
+        return loose, None, False
     spec = config.data.pack
     options = PackOptions(
         image_column=spec.image_column,
@@ -66,5 +69,6 @@ def _pack_one(config: RunConfig, loose: str, share: float) -> tuple[str, dict[st
     workers = max(1, min(8, (os.cpu_count() or 1) - 1))
     found = packed(source, cache_folder(config), options, workers=workers, say=say)
     if found.held_out is None:
-        return str(found.train), None
-    return str(found.train), {"kind": "zero_shot" if found.classes else "retrieval", "data": str(found.held_out)}
+        return str(found.train), None, found.listed
+    kind = "zero_shot" if found.classes else "retrieval"
+    return str(found.train), {"kind": kind, "data": str(found.held_out)}, found.listed

@@ -159,6 +159,16 @@ def test_what_cannot_be_is_said_with_the_cure_and_leaves_no_run(place, overrides
     assert not (place / "runs").exists()
 
 
+def test_of_listed_captions_one_is_drawn(place):
+    rows = [{"image": f"images/{i}.png", "captions": [f"square {i}", f"colour {i}"]} for i in range(60)]
+    Path("listed.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for _ in range(2):  # packed, and found
+        config = pack_loose(load_config("finetune", ["data.train=listed.jsonl"]))
+        assert config.data.train["listed"].fields["text"] == ["json.captions"]
+    own = ["data.train={listed: {loose: listed.jsonl, fields: {image: png, text: txt}}}"]
+    assert pack_loose(load_config("finetune", own)).data.train["listed"].fields["text"] == ["txt"]
+
+
 def test_an_image_with_several_rows_is_one_image_of_the_held_out_part(place):
     lines = ["filepath,caption", *(f"images/{i}.png,{what} {i}" for what in ("a square", "colour") for i in range(90))]
     Path("twice.csv").write_text("\n".join(lines))

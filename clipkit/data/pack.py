@@ -47,6 +47,7 @@ class PackReport:
         skipped: Per cause how many were passed over.
         examples: Per cause the first places.
         splits: Per split its samples and shards; ``""`` where nothing was split.
+        listed: Samples whose JSON lists their captions, as those of tables with lists of captions do.
         notes: What else happened, for people.
     """
 
@@ -57,6 +58,7 @@ class PackReport:
     skipped: dict[str, int]
     examples: dict[str, tuple[str, ...]]
     splits: dict[str, tuple[int, int]]
+    listed: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -168,6 +170,7 @@ def pack(
         skipped=dict(account.skipped),
         examples={cause: tuple(places) for cause, places in account.examples.items()},
         splits=splits,
+        listed=account.listed,
         notes=tuple(job.notes),
     )
 
@@ -177,6 +180,7 @@ class _Account:
     """Counts what is packed and what is passed over."""
 
     samples: int = 0
+    listed: int = 0
     fields: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -276,6 +280,7 @@ class _Job:
         if name not in self.writers:
             self.writers[name] = self._writer(name, None)
         self.account.samples += 1
+        self.account.listed += b'"captions": [' in result.members.get("json", b"")
         self.account.fields.update(list(result.members))  # a mapping would be taken for counts
         return self.writers[name].write(result.stem, result.members)
 

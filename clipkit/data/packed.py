@@ -36,11 +36,13 @@ class Packed:
         train: The folder of the training shards.
         held_out: The folder of those held out; None where nothing was.
         classes: Whether it was packed from class folders.
+        listed: Whether every sample's JSON lists its captions.
     """
 
     train: Path
     held_out: Path | None
     classes: bool
+    listed: bool
 
 
 def holds_shards(path: Path) -> bool:
@@ -76,9 +78,10 @@ def packed(source: Path, cache: Path, options: PackOptions, *, workers: int, say
         else:
             _pack(source, place, record, options, workers, say)
     classes = (place / "classnames.txt").is_file()
+    listed = _told(record, "listed") == "True"
     if options.split is None:
-        return Packed(place, None, classes)
-    return Packed(place / TRAIN, place / options.split[0], classes)
+        return Packed(place, None, classes, listed)
+    return Packed(place / TRAIN, place / options.split[0], classes, listed)
 
 
 def _pack(source: Path, place: Path, record: Path, options: PackOptions, workers: int, say: Say) -> None:
@@ -90,13 +93,16 @@ def _pack(source: Path, place: Path, record: Path, options: PackOptions, workers
     if few is not None and options.split is not None:
         options = replace(options, split=_at_least_a_handful(source, options.split, few, say))
     shutil.rmtree(place, ignore_errors=True)  # a kill between the folder and its record
-    report = str(pack(source, place, options, workers=1 if few is not None else workers)).replace("\n", "\n  ")
+    done = pack(source, place, options, workers=1 if few is not None else workers)
+    report = str(done).replace("\n", "\n  ")
+    if 0 < done.listed < done.samples:
+        report += f"\n  {done.listed:,} samples list captions and the others do not; training reads the first of each"
     if options.split is not None and not (place / "classnames.txt").is_file():
         before, after = merge_equal_images(place / options.split[0], options.shard_size)
         if after < before:
             report += f"\n  {options.split[0]}: its {before:,} rows are {after:,} images, each with all its captions"
     say(f"{source.name}: {report}")
-    text = json.dumps({"source": str(source), "report": report}) + "\n"
+    text = json.dumps({"source": str(source), "report": report, "listed": done.listed == done.samples}) + "\n"
     write_atomically(record, lambda file: file.write(text.encode()))
 
 

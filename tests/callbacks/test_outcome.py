@@ -16,7 +16,13 @@ def run(tmp_path):
     """A run of which steps 4 and 8 are kept."""
     for step in (4, 8):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
-    record = [line(0, 0.25, 2.0), {"step": 2, "train/loss": 1.0}, line(2, 0.9, 0.1), line(4, 0.5, 1.0), line(8, 0.375, 1.5)]
+    record = [
+        line(0, 0.25, 2.0),
+        {"step": 2, "train/loss": 1.0},
+        line(2, 0.9, 0.1),
+        line(4, 0.5, 1.0),
+        line(8, 0.375, 1.5),
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in record))
     return tmp_path
 
