@@ -165,6 +165,9 @@ def test_of_listed_captions_one_is_drawn(place):
     for _ in range(2):  # packed, and found
         config = pack_loose(load_config("finetune", ["data.train=listed.jsonl"]))
         assert config.data.train["listed"].fields["text"] == ["json.captions"]
+    from clipkit.evaluation.datasets import open_retrieval
+
+    assert {len(captions) for captions in open_retrieval(config.evaluate.tasks["listed"].data).captions} == {2}
     own = ["data.train={listed: {loose: listed.jsonl, fields: {image: png, text: txt}}}"]
     assert pack_loose(load_config("finetune", own)).data.train["listed"].fields["text"] == ["txt"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -14,27 +15,26 @@ from clipkit.data.shard_writer import ShardWriter
 _NO_IMAGE = frozenset({"txt", "json", "cls"})
 
 
-def merge_equal_images(folder: Path, shard_size: int) -> tuple[int, int]:
-    """Put the captions of byte-equal images together, one a line, in place.
+def all_captions(folder: Path, shard_size: int) -> tuple[int, int]:
+    """Put all captions of an image into its ``.txt``, one a line, and byte-equal images into one sample, in place.
 
     A table that names an image once for each caption gives as many samples. In training that is right; in retrieval the image would
-    tie with its own copies, and every such caption would count as missed.
+    tie with its own copies, and every such caption would count as missed. Captions that a JSON lists are taken from there.
 
     Args:
         folder: Shards ``0.tar``, ``1.tar``, ... with ``nshards.txt``, as ``pack`` writes a split.
         shard_size: Samples of a shard.
 
     Returns:
-        Samples before and after; where they agree nothing was changed.
+        Samples before and after.
     """
     captions: dict[bytes, list[str]] = {}
     before = 0
     for _, members in _samples(folder):
         lines = captions.setdefault(_digest(members), [])
-        text = " ".join(members["txt"].decode("utf-8", "replace").split())
-        lines += [text] if text not in lines else []
+        lines += [text for text in _texts(members) if text not in lines]
         before += 1
-    if len(captions) == before:
+    if all(len(lines) == 1 for lines in captions.values()) and len(captions) == before:
         return before, before
     merged = folder.with_name(f".{folder.name}.merged")
     shutil.rmtree(merged, ignore_errors=True)
@@ -66,6 +66,13 @@ def _samples(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                 key, members[extension] = name, file.read()
             if members:
                 yield key.partition("-")[2], members
+
+
+def _texts(members: dict[str, bytes]) -> list[str]:
+    """A sample's captions, each on one line."""
+    listed = json.loads(members["json"]).get("captions") if "json" in members else None
+    texts = listed if isinstance(listed, list) and listed else [members["txt"].decode("utf-8", "replace")]
+    return list(dict.fromkeys(" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()))
 
 
 def _digest(members: dict[str, bytes]) -> bytes:

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from clipkit.data.atomic import write_atomically
-from clipkit.data.held_out import merge_equal_images
+from clipkit.data.held_out import all_captions
 from clipkit.data.loose import open_loose
 from clipkit.data.pack import TRAIN, PackOptions, pack
 from clipkit.data.prepare import Chunk, Prepare, Prepared, prepare_chunk
@@ -98,7 +98,7 @@ def _pack(source: Path, place: Path, record: Path, options: PackOptions, workers
     if 0 < done.listed < done.samples:
         report += f"\n  {done.listed:,} samples list captions and the others do not; training reads the first of each"
     if options.split is not None and not (place / "classnames.txt").is_file():
-        before, after = merge_equal_images(place / options.split[0], options.shard_size)
+        before, after = all_captions(place / options.split[0], options.shard_size)
         if after < before:
             report += f"\n  {options.split[0]}: its {before:,} rows are {after:,} images, each with all its captions"
     say(f"{source.name}: {report}")
