@@ -87,24 +87,34 @@ def test_from_a_csv_in_one_command(place, capsys):
     assert "data.train.pairs.shards" in said
 
 
-def test_a_start_that_is_repeated_is_measured_once(place):
-    overrides = {"data.train": "pairs.csv", "model": "tiny.json", "data.pack.image_column": "file", "run": "runs/x"}
-    overrides |= {
-        "data.pack.caption_column": "alt",
-        "data.batch_size": 16,
+def test_what_was_measured_at_the_start_is_kept_by_a_run_that_goes_on_and_made_anew_by_one_that_starts_again(
+    place, capsys
+):
+    overrides = {
+        "data.train": "pairs.csv",
+        "model": "tiny.json",
+        "run": "runs/x",
         "data.workers": 0,
-        "trainer.length": "2 steps",
+        "evaluate.every": None,
     }
-    overrides |= {"evaluate.every": None, "trainer.accelerator": "cpu"}
+    overrides |= {"data.pack.image_column": "file", "data.pack.caption_column": "alt", "data.batch_size": 16}
+    overrides |= {"trainer.length": "2 steps", "optim.warmup": "0 steps", "trainer.accelerator": "cpu"}
+    overrides |= {"checkpoint.every": "1 steps", "checkpoint.keep_last": 2}
     folder = clipkit.fit("finetune", overrides).folder
-    first = (folder / "metrics.jsonl").read_text()
-    (folder / "checkpoints" / "2" / "manifest.json").unlink()  # as if it had been killed before its first checkpoint
-    clipkit.fit("finetune", overrides)
-    lines = [
-        [json.loads(line) for line in text.splitlines()] for text in (first, (folder / "metrics.jsonl").read_text())
-    ]
-    assert [[line["step"] for line in part] for part in lines] == [[0, 2, 2]] * 2
-    assert lines[0][0] == lines[1][0]
+    whole = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in whole] == [0, 2, 2]
+    for lost, start in (["2"], "resuming"), (["2", "1"], "evaluated at step 0"):  # as if it had been killed there
+        for name in lost:
+            (folder / "checkpoints" / name / "manifest.json").unlink()
+        capsys.readouterr()
+        clipkit.fit("finetune", overrides)
+        said = capsys.readouterr().err
+        assert start in said
+        assert ("resuming" in said) != ("evaluated at step 0" in said)
+        assert "pairs: image R@1" in said
+        again = (folder / "metrics.jsonl").read_text().splitlines()
+        assert [again[0], again[-1]] == [whole[0], whole[-1]]
+        assert len(again) == 3
 
 
 def test_of_several_that_want_the_same_data_one_packs(place):
