@@ -70,6 +70,7 @@ def fit(
     """
     from clipkit import distributed
     from clipkit.launch import ranks_wanted, start_ranks
+    from clipkit.packing import pack_loose
     from clipkit.plugins import load_plugin
     from clipkit.run_folder import default_folder
     from clipkit.training import devices_here, train
@@ -78,6 +79,7 @@ def fit(
     loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)
     folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
     ranks = ranks_wanted(loaded, devices_here(loaded))
+    loaded = pack_loose(loaded)
     if distributed.launched() or ranks[0] == 1:
         module = load_plugin(plugin) if plugin else None
         return train(
@@ -102,7 +104,7 @@ def _outcome_of_ranks(folder: Path, code: int, message: str) -> Outcome:
     from clipkit.launch import RanksFailed
 
     if code == 2:
-        raise ValueError(message)
+        raise ValueError(message.removeprefix("error: "))  # the command line puts it there again
     if code == 130:
         raise KeyboardInterrupt
     if code not in (0, 75):

@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "trainer.nodes",
     "checkpoint.",
     "evaluate.every",
+    "evaluate.at_start",
     "logging.",
 )
 """Keys that do not decide what is computed; a run may go on with others."""

@@ -20,6 +20,7 @@ from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
 from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
+from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
@@ -292,6 +293,7 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
     now: dict[str, Any] = {}
     evaluate = Evaluate(
         tasks=tasks,
+        at_start=config.evaluate.at_start,
         every=run.in_samples(config.evaluate.every),
         batch_size=batch_size,
         steps=steps,
@@ -362,6 +364,8 @@ def _last_words(run: _Run, step: int, stopped: str | None) -> None:
         say(
             f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}"
         )
+        for line in closing_lines(run.folder, run.config.best_figure):
+            say(line)
         return
     write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
     say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")

@@ -20,12 +20,13 @@ def _data() -> None:
 @app.command()
 def pack(
     source: Annotated[
-        Path, typer.Argument(help="Images with captions beside them, class folders, a CSV, TSV or JSONL.")
+        Path,
+        typer.Argument(help="Images with captions beside them, class folders, CSV, TSV, JSONL, parquet, datasets."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to make; absent or empty.")],
     shard_size: Annotated[str, typer.Option(help="Samples of a shard, such as 10k.")] = "10k",
     image_column: Annotated[
-        str | None, typer.Option(help="Column of the image's path; unset: filepath, image or path.")
+        str | None, typer.Option(help="Column of the image's path or bytes; unset: filepath, image, path or file_name.")
     ] = None,
     caption_column: Annotated[
         str | None, typer.Option(help="Column of the caption; unset: caption, title or text.")

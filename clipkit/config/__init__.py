@@ -11,7 +11,7 @@ from clipkit.config.augment import (
 from clipkit.config.base import Spec
 from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
-from clipkit.config.data import DataSpec, SourceSpec, StageSpec
+from clipkit.config.data import DataSpec, PackSpec, SourceSpec, StageSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
@@ -43,6 +43,7 @@ __all__ = [
     "ModelSpec",
     "OpenClipAugmentSpec",
     "OptimSpec",
+    "PackSpec",
     "Place",
     "Problem",
     "RetrievalSpec",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from clipkit.config.augment import AnyAugmentSpec, AugmentSpec, same_both_ways
-from clipkit.config.base import Length, Name, Positive, Share, Spec, Text, Texts
+from clipkit.config.base import Length, LocatedErrors, Name, Positive, Share, Spec, Text, Texts, as_list
+from clipkit.config.short_sources import as_sources
 from clipkit.config.units import Count, CountOrAuto
 
 _FIELD_VALUE = re.compile(r"json\.[^.\s]+|[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -40,8 +41,14 @@ def _default_fields() -> dict[str, list[str]]:
 class SourceSpec(Spec):
     """One list of shards and how its samples are read."""
 
-    shards: Texts = Field(
-        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; or embedded:NAME."
+    shards: Annotated[list[Text], BeforeValidator(as_list, json_schema_input_type=str | list[str])] = Field(
+        default_factory=list,
+        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; or embedded:NAME.",
+    )
+    loose: Text | None = Field(
+        None,
+        description="Instead of shards: a CSV, TSV, JSONL, parquet or folder of images with captions, which is packed "
+        "into the cache on first use.",
     )
     weight: Positive = Field(1.0, description="How often its samples are seen, against the other sources' weights.")
     fields: Annotated[dict[Name, Extensions], Field(min_length=1)] = Field(
@@ -53,6 +60,35 @@ class SourceSpec(Spec):
         False,
         description="Read the tars, which may be gzipped, from front to back without an index; resuming is then not exact.",
     )
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> Self:
+        if self.loose is not None and self.shards:
+            raise LocatedErrors([(("loose",), "a source has either `shards` or `loose`, not both")])
+        if self.loose is None and not self.shards:
+            empty = "shards" in self.model_fields_set
+            message = "must not be empty" if empty else "missing: the source's tars, or `loose` with a CSV or folder"
+            raise LocatedErrors([(("shards",), message)])
+        return self
+
+
+class PackSpec(Spec):
+    """How the `loose` sources are packed."""
+
+    image_column: Text | None = Field(
+        None, description="Column of the image's path or bytes; unset: filepath, image, path or file_name."
+    )
+    caption_column: Text | None = Field(None, description="Column of the caption; unset: caption, title or text.")
+    split: Annotated[Share, Field(lt=1)] = Field(
+        0.0,
+        description="Share of each loose training source that is held out and evaluated as the task of its name; more "
+        "of a small one, for figures that mean something.",
+    )
+    resize: Annotated[Count, Field(ge=1)] | None = Field(
+        None, description="Shorter side to shrink larger images to, in pixels."
+    )
+    strip_exif: bool = Field(False, description="Remove EXIF, XMP, IPTC and comments.")
+    fields: Texts | None = Field(None, description="Further columns, or keys of a JSON, to carry along as JSON.")
 
 
 class StageSpec(Spec):
@@ -66,13 +102,18 @@ class StageSpec(Spec):
     augment: AnyAugmentSpec | None = Field(None, description="Stands in whole for `data.augment`.")
 
 
+Sources = Annotated[
+    dict[Name, SourceSpec], BeforeValidator(as_sources, json_schema_input_type=str | dict[Name, SourceSpec])
+]
+
+
 class DataSpec(Spec):
     """What the run reads."""
 
-    train: Annotated[dict[Name, SourceSpec], Field(min_length=1)] = Field(
-        description="Training sources by name; the name is the override path."
+    train: Annotated[Sources, Field(min_length=1)] = Field(
+        description="Training sources by name; the name is the override path. A path alone is one source."
     )
-    val: dict[Name, SourceSpec] = Field(
+    val: Sources = Field(
         default_factory=dict, description="Sources for the validation loss, by name; read whole, once each time."
     )
     batch_size: Annotated[Count, Field(ge=1)] = Field(
@@ -82,6 +123,7 @@ class DataSpec(Spec):
     start_method: Literal["auto", "fork", "forkserver", "spawn"] = Field(
         "auto", description="How loader processes start; auto is Python's own choice for this system."
     )
+    pack: PackSpec = Field(default_factory=PackSpec, description="How the `loose` sources are packed.")
     augment: AnyAugmentSpec = Field(default_factory=AugmentSpec, description="Random changes of training images.")
     views: dict[ViewName, AnyAugmentSpec] = Field(
         default_factory=dict, description="Further views of each image, image_view1 and so on, each with its `augment`."

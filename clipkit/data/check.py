@@ -48,8 +48,14 @@ def check_sizes(plan: Plan, sources: Sequence[Source], batch_size: int, world: i
         if own.planned < needed:
             raise ValueError(
                 f"source {source.name!r} plans {own.planned:,} samples an epoch, and its share of a batch of {batch_size:,} "
-                f"is {needed:,}: a batch would hold samples twice. Make the batch smaller, or its weight ({source.weight:g})"
+                f"is {needed:,}: a batch would hold samples twice. Take {_largest(own.planned * BLOCK // share, world)}"
+                + (f", or make its weight smaller ({source.weight:g})" if len(sources) > 1 else "")
             )
+
+
+def _largest(samples: int, world: int) -> str:
+    largest = samples // world * world
+    return f"data.batch_size={largest} or less" if largest else "fewer ranks, or more samples"
 
 
 def check_samples(dataset: ShardDataset, sources: Sequence[Source], order: Order, first: Sequence[Ints]) -> None:

@@ -9,12 +9,14 @@ from clipkit.config import (
     AugmentSpec,
     InfoNCESpec,
     OptimSpec,
+    PackSpec,
     RetrievalSpec,
     SourceSpec,
     TimmAugmentSpec,
     ZeroShotSpec,
 )
 from clipkit.data.augment import Affine, Augment
+from clipkit.data.pack import PackOptions
 from clipkit.data.source import DEFAULT_FIELDS, Source
 from clipkit.data.timm_augment import TimmAugment
 from clipkit.evaluation.retrieval import Retrieval
@@ -27,7 +29,8 @@ PAIRS = [
     (AugmentSpec, Augment, {"size", "interpolation"}, {"kind"}),
     (TimmAugmentSpec, TimmAugment, {"size", "mean", "std", "interpolation"}, {"kind"}),
     (AffineSpec, Affine, set(), set()),
-    (SourceSpec, Source, {"name"}, set()),
+    (SourceSpec, Source, {"name"}, {"loose"}),
+    (PackSpec, PackOptions, {"shard_size"}, set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
     (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
