@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from clipkit.data.atomic import write_atomically
 from clipkit.data.tar import BLOCK, Member, ShardError, members
 
-VERSION = 1
+VERSION = 2
 _MOST_FIELDS = 64
 _log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
+Small = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class ShardIndex:
         offset: First header byte of each sample (N,).
         length: Bytes from there to the sample's end, padding included (N,): that stretch is itself a piece of tar.
         fields: Per field the data's offset and length, each (N,); a sample without the field has offset -1.
+        checks: Per field the CRC-32 of the member's header block (N,), 0 where there is none.
     """
 
     size: int
@@ -48,6 +50,7 @@ class ShardIndex:
     offset: Ints
     length: Ints
     fields: dict[str, tuple[Ints, Ints]]
+    checks: dict[str, Small]
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -66,10 +69,10 @@ class ShardIndex:
         return f"{self.size}-{digest.hexdigest()}"
 
 
-def _arrays(index: ShardIndex) -> dict[str, Ints | NDArray[np.bytes_]]:
-    arrays: dict[str, Ints | NDArray[np.bytes_]] = {"key": index.key, "offset": index.offset, "length": index.length}
+def _arrays(index: ShardIndex) -> dict[str, Ints | Small | NDArray[np.bytes_]]:
+    arrays: dict[str, Ints | Small | NDArray[np.bytes_]] = {"key": index.key, "offset": index.offset, "length": index.length}
     for field, (offset, length) in index.fields.items():
-        arrays |= {f"{field}_offset": offset, f"{field}_length": length}
+        arrays |= {f"{field}_offset": offset, f"{field}_length": length, f"{field}_check": index.checks[field]}
     return arrays
 
 
@@ -90,15 +93,16 @@ def _field(extension: bytes) -> str:
 def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, int, dict[str, Member]]]:
     """Runs of members with one key: (key, start, end, members by field)."""
     seen: set[bytes] = set()
-    key, start, end = b"", 0, 0
+    key, start = b"", 0
     fields: dict[str, Member] = {}
+    last = Member(b"", 0, 0, 0, 0)
     for member in found:
         parts = split_name(member.name)
         if parts is None:
             continue
         if parts[0] != key or not fields:
             if fields:
-                yield key, start, end, fields
+                yield key, start, _end(last), fields
             key, start, fields = parts[0], member.start, {}
             if key in seen:
                 text = f"{path}: the members of sample {key!r} are not side by side (again at byte {start}); "
@@ -108,9 +112,13 @@ def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, i
             text = f"{path}: sample {key!r} has two members .{parts[1]} (the second at byte {member.start}); "
             raise ShardError(text + "give each sample a key of its own before the first dot", path, member.start)
         fields[parts[1]] = member
-        end = member.offset + (member.size + BLOCK - 1) // BLOCK * BLOCK
+        last = member
     if fields:
-        yield key, start, end, fields
+        yield key, start, _end(last), fields
+
+
+def _end(member: Member) -> int:
+    return member.offset + (member.size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def build_index(path: str | Path) -> ShardIndex:
@@ -144,9 +152,9 @@ def build_index(path: str | Path) -> ShardIndex:
             f"{path}: {len(names)} different fields, such as {names[:3]}; the key ends at the first dot of a name, so "
         )
         raise ShardError(text + "pack it with no dots inside the keys", path)
-    empty = Member(b"", 0, -1, 0)
+    empty = Member(b"", 0, -1, 0, 0)
     placed = {
-        field: np.array([fields.get(field, empty)[2:] for _, _, _, fields in runs], np.int64).reshape(-1, 2)
+        field: np.array([fields.get(field, empty)[2:] for _, _, _, fields in runs], np.int64).reshape(-1, 3)
         for field in names
     }
     start, end = (np.array([run[column] for run in runs], np.int64) for column in (1, 2))
@@ -157,6 +165,7 @@ def build_index(path: str | Path) -> ShardIndex:
         offset=start,
         length=end - start,
         fields={field: (spans[:, 0].copy(), spans[:, 1].copy()) for field, spans in placed.items()},
+        checks={field: spans[:, 2].astype(np.uint32) for field, spans in placed.items()},
     )
 
 
@@ -197,6 +206,7 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         key, offset, length = held["key"], held["offset"], held["length"]
         names = [name.removesuffix("_offset") for name in held if name.endswith("_offset")]
         fields = {name: (held[f"{name}_offset"], held[f"{name}_length"]) for name in names}
+        checks = {name: held[f"{name}_check"] for name in names}
     except (KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{sidecar}: damaged ({error}); delete it, it is made again") from error
     if version != VERSION:
@@ -209,7 +219,11 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         inside &= (start == -1) | (start % BLOCK == 0)
         if start.dtype != np.int64 or span.dtype != np.int64 or not inside.all():
             raise ValueError(f"{sidecar}: it points outside its shard of {size} bytes; delete it, it is made again")
-    return ShardIndex(size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields)
+    if any(check.shape != key.shape or check.dtype != np.uint32 for check in checks.values()):
+        raise ValueError(f"{sidecar}: columns of different lengths; delete it, it is made again")
+    return ShardIndex(
+        size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields, checks=checks
+    )
 
 
 def _fresh(sidecar: Path, status: os.stat_result) -> ShardIndex | None:

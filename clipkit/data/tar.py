@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -46,12 +47,14 @@ class Member(NamedTuple):
         start: Offset of its first header (long-name headers included).
         offset: Offset of its data.
         size: Length of its data in bytes.
+        check: CRC-32 of the header block before its data: a reader sees by it that the member is still there.
     """
 
     name: bytes
     start: int
     offset: int
     size: int
+    check: int
 
 
 def _fail(path: str, offset: int, what: str, cure: str) -> ShardError:
@@ -110,7 +113,8 @@ def _extension(fd: int, path: str, offset: int, size: int) -> bytes:
 def _usual(fd: int, offset: int, total: int) -> list[Member]:
     """Members from an offset on whose headers are as nearly all are; many at once, each checked as fully as by the other rules."""
     heads: list[bytes] = []
-    places: list[tuple[int, int, int]] = []
+    begins: list[int] = []
+    sizes: list[int] = []
     data, base, end = b"", 0, total - BLOCK
     while len(heads) < _AT_ONCE and offset <= end:
         at = offset - base
@@ -126,7 +130,8 @@ def _usual(fd: int, offset: int, total: int) -> list[Member]:
         if size < 0 or start + size > total:
             break
         heads.append(data[at : at + BLOCK])
-        places.append((offset, start, size))
+        begins.append(offset)
+        sizes.append(size)
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
     table = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, BLOCK)
     digits = table[:, 148:154] - np.uint8(ord("0"))
@@ -135,10 +140,9 @@ def _usual(fd: int, offset: int, total: int) -> list[Member]:
     good = (stored == summed) & (digits < 8).all(1) & np.isin(table[:, 135], (0, ord(" ")))
     count = len(heads) if good.all() else int(good.argmin())
     names = [header[:100].partition(b"\0")[0] for header in heads[:count]]
-    folder = next(
-        (number for number, name in enumerate(names) if name[-1:] == b"/"), count
-    )  # as very old tars have them
-    return [Member(name, *place) for name, place in zip(names[:folder], places, strict=False)]
+    if b"/\0" in b"\0".join([*names, b""]):  # a folder, as very old tars have them
+        del names[next(number for number, name in enumerate(names) if name[-1:] == b"/") :]
+    return list(map(Member, names, begins, [begin + BLOCK for begin in begins], sizes, map(crc32, heads)))
 
 
 def _read_header(fd: int, path: str, offset: int) -> bytes | None:
@@ -219,5 +223,5 @@ def members(fd: int, path: str) -> Iterator[Member]:
         name = long_name or pax.get(b"path") or _name(header)
         _refuse_unreadable(kind, name, pax, path, start)
         if kind in _REGULAR and not name.endswith(b"/"):
-            yield Member(name, start, data, size)
+            yield Member(name, start, data, size, crc32(header))
         start, long_name, once = offset, b"", {}

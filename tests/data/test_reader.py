@@ -36,7 +36,7 @@ def test_members_near_and_far(tmp_path):
         reader.members(0, 0, 1, 998)
 
 
-@pytest.mark.parametrize("limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8)}])  # a key of a byte, a place of eight
+@pytest.mark.parametrize("limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8 + 4)}])  # a key of a byte, a place, a check
 def test_open_files_are_bounded(tmp_path, monkeypatch, limit):
     for name, value in limit.items():
         monkeypatch.setattr(module, name, value)
