@@ -7,7 +7,6 @@ the dot, lower-cased, is the field: ``a/0001.seg.PNG`` is field ``seg.png`` of `
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import zipfile
@@ -70,7 +69,11 @@ class ShardIndex:
 
 
 def _arrays(index: ShardIndex) -> dict[str, Ints | Small | NDArray[np.bytes_]]:
-    arrays: dict[str, Ints | Small | NDArray[np.bytes_]] = {"key": index.key, "offset": index.offset, "length": index.length}
+    arrays: dict[str, Ints | Small | NDArray[np.bytes_]] = {
+        "key": index.key,
+        "offset": index.offset,
+        "length": index.length,
+    }
     for field, (offset, length) in index.fields.items():
         arrays |= {f"{field}_offset": offset, f"{field}_length": length, f"{field}_check": index.checks[field]}
     return arrays
@@ -221,24 +224,41 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
             raise ValueError(f"{sidecar}: it points outside its shard of {size} bytes; delete it, it is made again")
     if any(check.shape != key.shape or check.dtype != np.uint32 for check in checks.values()):
         raise ValueError(f"{sidecar}: columns of different lengths; delete it, it is made again")
-    return ShardIndex(
-        size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields, checks=checks
-    )
+    return ShardIndex(size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields, checks=checks)
 
 
-def _fresh(sidecar: Path, status: os.stat_result) -> ShardIndex | None:
+def _kept(sidecar: Path) -> ShardIndex | None:
     try:
-        index = read_sidecar(sidecar)
+        return read_sidecar(sidecar)
     except OSError:
         return None
     except ValueError as error:
         _log.warning("%s", error)
         return None
-    same = (index.size, index.mtime_ns) == (status.st_size, status.st_mtime_ns)
-    return index if same else None
 
 
-def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
+def cached_path(path: str | Path, cache: Path) -> Path:
+    """Where the cache keeps a file that cannot lie at its own path."""
+    origin = hashlib.blake2b(os.path.abspath(path).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return cache / "index" / f"{origin}-{os.path.basename(path)}"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A shard's index, and where it came from.
+
+    Args:
+        index: The index.
+        fresh: Whether a sidecar that fits was there.
+        sidecar: The sidecar, None if it could not be kept.
+    """
+
+    index: ShardIndex
+    fresh: bool
+    sidecar: Path | None
+
+
+def open_index(path: str | Path, cache: Path | None = None) -> Opened:
     """The index of a shard: its sidecar if that fits the tar, else built now and kept.
 
     The sidecar lies beside the shard, or in the cache where that folder cannot be written. It fits while the tar's size
@@ -257,47 +277,28 @@ def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
         raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path", str(path)) from error
     places = [sidecar_path(path)]
     if cache is not None:
-        origin = hashlib.blake2b(os.path.abspath(path).encode(), digest_size=8).hexdigest()
-        places.append(cache / "index" / f"{origin}-{sidecar_path(path).name}")
+        places.append(cached_path(places[0], cache))
+    earlier = None
     for place in places:
-        if (index := _fresh(place, status)) is not None:
-            return index
+        held = _kept(place)
+        if held is not None and (held.size, held.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return Opened(held, True, place)
+        earlier = earlier or held
     index = build_index(path)
+    if earlier is not None and earlier.fingerprint != index.fingerprint:
+        _log.warning("%s: changed since it was indexed; %d samples then, %d now", path, len(earlier), len(index))
     for place in places:
         try:
             if place is not places[0]:
                 place.parent.mkdir(parents=True, exist_ok=True)
             write_sidecar(index, place)
-            break
+            return Opened(index, False, place)
         except OSError as error:
             refusal = error
-    else:
-        _log.warning("%s: its index could not be kept (%s) and is built at every start", path, refusal)
-    return index
+    _log.warning("%s: its index could not be kept (%s) and is built at every start", path, refusal)
+    return Opened(index, False, None)
 
 
-def write_folder_index(folder: str | Path, cache: Path | None = None) -> Path:
-    """Index every shard of a folder and list them in its ``index.json``.
-
-    Args:
-        folder: Holds the shards, ``*.tar``.
-        cache: Folder for sidecars that cannot be kept beside the shards.
-
-    Returns:
-        The path of ``index.json``: ``{version, shards: [{name, count, size, fingerprint}]}``, sorted by name.
-
-    Raises:
-        ShardError: If a shard cannot be indexed.
-        ValueError: If the folder holds no shard.
-    """
-    folder = Path(folder)
-    shards = sorted(folder.glob("*.tar"))
-    if not shards:
-        raise ValueError(f"{folder}: holds no *.tar; name the folder of the shards")
-    entries = []
-    for shard in shards:
-        index = load_index(shard, cache)
-        entries.append({"name": shard.name, "count": len(index), "size": index.size, "fingerprint": index.fingerprint})
-    text = json.dumps({"version": VERSION, "shards": entries}, indent=1)
-    write_atomically(folder / "index.json", lambda file: file.write(text.encode()))
-    return folder / "index.json"
+def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
+    """The index of a shard, as ``open_index`` finds or makes it."""
+    return open_index(path, cache).index

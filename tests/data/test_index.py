@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 import pytest
 
-from clipkit.data.index import build_index, load_index, read_sidecar, sidecar_path, write_folder_index, write_sidecar
+from clipkit.data.index import build_index, load_index, read_sidecar, sidecar_path, write_sidecar
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.tar import ShardError
 
 
