@@ -44,7 +44,8 @@ def _start_worker(_: int) -> None:
 class ShardDataModule(LightningDataModule):
     """Sources to batches, exactly resumable.
 
-    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan.
+    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan. Of several
+    ranks each opens its indexes here; ``prepare_indexes``, called before they meet, makes missing ones once for all.
 
     Args:
         train: Sources to train on.
@@ -86,8 +87,6 @@ class ShardDataModule(LightningDataModule):
         self.tokenize, self.augment, self.preprocess = tokenize, augment, preprocess
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
         self.position = 0
-        if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
-            distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
         self.catalogues = [open_catalogue(source, cache) for source in self.train]
         self.plan = Plan([held.counts for held in self.catalogues], [source.weight for source in self.train], seed)
@@ -108,10 +107,6 @@ class ShardDataModule(LightningDataModule):
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
         self._bad_here: Counts = {}  # of this rank, since then
         self._val_loader: DataLoader[Batch] | None = None
-
-    def _build_indexes(self) -> None:
-        for source in (*self.train, *self.val):
-            open_catalogue(source, self.cache)
 
     def _first_positions(self) -> list[Ints]:
         """Per source the positions of its first samples: at most PROBED, never more than it plans."""

@@ -237,6 +237,11 @@ def _kept(sidecar: Path) -> ShardIndex | None:
         return None
 
 
+def default_cache() -> Path:
+    """CLIPKIT_CACHE, else ``~/.cache/clipkit``."""
+    return Path(os.environ.get("CLIPKIT_CACHE") or Path.home() / ".cache" / "clipkit").expanduser()
+
+
 def cached_path(path: str | Path, cache: Path) -> Path:
     """Where the cache keeps a file that cannot lie at its own path."""
     origin = hashlib.blake2b(os.path.abspath(path).encode(errors="surrogateescape"), digest_size=8).hexdigest()

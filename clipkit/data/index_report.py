@@ -105,5 +105,5 @@ class IndexReport:
         if len(self.refused) > 1:
             text = f"{len(self.refused):,} shards cannot be indexed:\n{text}"
         if others := [shard.path for shard in self.refused[_IN_FULL:]]:
-            text += f"\nand, for reasons of their own: {', '.join(others)}"
+            text += f"\nand: {', '.join(others)}"
         raise ShardError(text, first.path, first.offset)
