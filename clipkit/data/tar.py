@@ -69,9 +69,12 @@ def _number(field: bytes) -> int:
 
 
 def _checksum_holds(header: bytes) -> bool:
+    digits, _, rest = header[148:156].partition(b"\0")
     try:
-        stored = _number(header[148:156].split(b"\0", 1)[0])
+        stored = _number(digits)
     except ValueError:
+        return False
+    if rest.strip(b"\0 "):  # a checksum does not cover its own field
         return False
     # the field itself counts as eight spaces; some old programs summed signed bytes
     plain = sum(header) - sum(header[148:156]) + 8 * 32
@@ -137,7 +140,8 @@ def _usual(fd: int, offset: int, total: int) -> list[Member]:
     digits = table[:, 148:154] - np.uint8(ord("0"))
     stored = digits.astype(np.int64) @ (8 ** np.arange(5, -1, -1))
     summed = table.sum(1, dtype=np.uint32) - table[:, 148:156].sum(1, dtype=np.uint32) + 8 * 32
-    good = (stored == summed) & (digits < 8).all(1) & np.isin(table[:, 135], (0, ord(" ")))
+    ends = np.isin(table[:, (135, 154, 155)], (0, ord(" "))).all(1)
+    good = (stored == summed) & (digits < 8).all(1) & ends
     count = len(heads) if good.all() else int(good.argmin())
     names = [header[:100].partition(b"\0")[0] for header in heads[:count]]
     if b"/\0" in b"\0".join([*names, b""]):  # a folder, as very old tars have them
