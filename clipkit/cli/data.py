@@ -77,6 +77,7 @@ def index(
     report = index_shards(shards, default_cache(), workers=workers, ray=ray)
     typer.echo(str(report))
     report.raise_refusals()
+    report.raise_unkept()
 
 
 def _share(split: str) -> tuple[str, float]:

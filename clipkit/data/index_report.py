@@ -92,6 +92,19 @@ class IndexReport:
             lines.append("listed in " + ", ".join(str(place) for place in self.lists[:_IN_FULL]) + more)
         return "\n".join(lines)
 
+    def raise_unkept(self) -> None:
+        """Say that indexes were made for nothing.
+
+        Raises:
+            ValueError: If a sidecar or a list could be kept nowhere.
+        """
+        if self.unkept or self.unlisted:
+            where = f" or {self.cache}" if self.cache else ""
+            raise ValueError(
+                f"{self.unkept:,} indexes could not be kept and {len(self.unlisted):,} index.json not be written: neither beside "
+                f"the shards{where}; name a folder that can be written in CLIPKIT_CACHE (in a run: data.cache)"
+            )
+
     def raise_refusals(self) -> None:
         """Say which shards have no index.
 
