@@ -35,7 +35,7 @@ def alone(folders: Sequence[str], cache: Path | None, done: Callable[[], bool] =
             if busy is None:
                 yield True
                 return
-        if not told:
+        if not told and os.environ.get("RANK", "0") == "0":  # of a run, one rank speaks
             told = True
             print(f"another process is indexing {busy or '.'}; waiting for it", file=sys.stderr, flush=True)
         time.sleep(_POLL)
