@@ -20,7 +20,7 @@ from clipkit.data.tar import BLOCK, ShardError
 
 MOST_OPEN = 256
 MOST_HELD = (
-    40 << 20
+    32 << 20
 )  # bytes of their indexes: enough for the shards that 64 lanes of 10,000-sample shards are in at once
 _LARGEST_GAP = 1 << 16  # members this close are read at once, what lies between them with them
 _TRIES = 4
