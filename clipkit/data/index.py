@@ -99,8 +99,16 @@ def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, i
     key, start = b"", 0
     fields: dict[str, Member] = {}
     last = Member(b"", 0, 0, 0, 0)
+    known: dict[bytes, str] = {}  # what may follow a key, a sample's members having mostly those of the last
     for member in found:
-        parts = split_name(member.name)
+        name = member.name
+        parts: tuple[bytes, str] | None
+        if fields and name.startswith(key) and (extension := known.get(name[len(key) :])):
+            parts = key, extension
+        else:
+            parts = split_name(name)
+            if parts is not None and len(known) < _MOST_FIELDS:
+                known[name[len(parts[0]) :]] = parts[1]
         if parts is None:
             continue
         if parts[0] != key or not fields:

@@ -143,8 +143,12 @@ def _usual(fd: int, offset: int, total: int) -> list[Member]:
     ends = np.isin(table[:, (135, 154, 155)], (0, ord(" "))).all(1)
     good = (stored == summed) & (digits < 8).all(1) & ends
     count = len(heads) if good.all() else int(good.argmin())
-    names = [header[:100].partition(b"\0")[0] for header in heads[:count]]
-    if b"/\0" in b"\0".join([*names, b""]):  # a folder, as very old tars have them
+    names: list[bytes] = table[:count, :100].copy().view("S100")[:, 0].tolist()
+    listed = b"\0".join([*names, b""])
+    if listed.count(b"\0") > count:  # something stands behind the end of a name
+        names = [name.partition(b"\0")[0] for name in names]
+        listed = b"\0".join([*names, b""])
+    if b"/\0" in listed:  # a folder, as very old tars have them
         del names[next(number for number, name in enumerate(names) if name[-1:] == b"/") :]
     return list(map(Member, names, begins, [begin + BLOCK for begin in begins], sizes, map(crc32, heads)))
 

@@ -100,6 +100,16 @@ def test_a_size_that_fills_its_field(tmp_path):
     assert content(path, build_index(path), "txt") == [b"x" * 8, b"y"]
 
 
+def test_what_stands_behind_the_end_of_a_name_is_no_part_of_it(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"x"), ("b.txt", b"y")], format=tarfile.USTAR_FORMAT)
+    held = bytearray(path.read_bytes())
+    held[6:10] = b"junk"
+    held[148:156] = b"%06o\0 " % (sum(held[:148]) + sum(held[156:512]) + 256)
+    path.write_bytes(held)
+    index = build_index(path)
+    assert ([index.name(0), index.name(1)], list(index.fields)) == (["a", "b"], ["txt"])
+
+
 def test_each_sample_is_a_piece_of_tar(tmp_path):
     name = "n" * 180
     path = write_tar(
