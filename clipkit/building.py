@@ -17,9 +17,11 @@ from clipkit.config import RunConfig
 from clipkit.config.catalog import shipped_folder
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
+from clipkit.data.index import default_cache
 from clipkit.data.source import Source, expand_shards
 from clipkit.data.stages import IMAGE
 from clipkit.data.stream import StreamDataModule, data_module
+from clipkit.data.unlisted import prepare_indexes
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -104,6 +106,21 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
         schedule=config.optim.schedule,
         steps=steps,
     )
+
+
+def prepare_data(config: RunConfig) -> None:
+    """Index what the sources need and no list has; every rank calls it, before the ranks meet.
+
+    Raises:
+        ValueError: If shards cannot be indexed.
+    """
+    cache = cache_folder(config)
+    try:
+        specs = [*config.data.train.items(), *config.data.val.items()]
+        sources = [_source(name, spec, cache) for name, spec in specs if not spec.stream]
+    except ValueError:  # a finished run needs no data, another says so when it opens them
+        return
+    prepare_indexes(sources, cache)
 
 
 def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False) -> ShardDataModule:
@@ -192,7 +209,7 @@ def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Enc
 def cache_folder(config: RunConfig | None = None) -> Path:
     """Where indexes and the embedded data go: ``data.cache``, else CLIPKIT_CACHE, else ``~/.cache/clipkit``."""
     chosen = config.data.cache if config is not None else None
-    return Path(chosen or os.environ.get("CLIPKIT_CACHE") or Path.home() / ".cache" / "clipkit").expanduser()
+    return Path(chosen).expanduser() if chosen else default_cache()
 
 
 def workers(config: RunConfig) -> int:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback
 
 from clipkit import distributed
-from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks, workers
+from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks, prepare_data, workers
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
@@ -135,7 +135,9 @@ class _Request:
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
     config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
-    distributed.init(world, gpu=uses_gpu(config))
+    gpu = uses_gpu(config)
+    prepare_data(config)  # may take long: ranks that are in a group already would time out
+    distributed.init(world, gpu=gpu)
     if config.data.batch_size % world:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "

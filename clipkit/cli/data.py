@@ -8,13 +8,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Make shards and look at them.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    help="Make shards, index them and look at them.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
-
-
-@app.callback()
-def _data() -> None:
-    """Make shards and look at them."""
 
 
 @app.command()
@@ -64,6 +59,28 @@ def pack(
         fields=None if fields is None else tuple(name.strip() for name in fields.split(",") if name.strip()),
     )
     typer.echo(str(pack_shards(source, out, options, workers=workers, ray=ray)))
+
+
+@app.command()
+def index(
+    paths: Annotated[
+        list[str], typer.Argument(help="Folders of shards, shards, ranges {00000..01099}.tar, wildcards.")
+    ],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; unset: one a core, fewer for a few shards.")
+    ] = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster to work on instead.")] = None,
+) -> None:
+    """Index shards: a sidecar each and the list of their folder, so that a run starts at once. What is fresh stays."""
+    from clipkit.data.index import default_cache
+    from clipkit.data.indexing import index_shards
+    from clipkit.data.source import expand_shards
+
+    shards = [shard for pattern in paths for shard in expand_shards(pattern)]
+    report = index_shards(shards, default_cache(), workers=workers, ray=ray)
+    typer.echo(str(report))
+    report.raise_refusals()
+    report.raise_unkept()
 
 
 @app.command()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.index import VERSION, load_index
+from clipkit.data.index import load_index
+from clipkit.data.listing import Lists, entry_of, read_lists, split_path
 from clipkit.data.source import Source
 
 
@@ -41,19 +40,6 @@ class Catalogue:
         return f"{int(self.counts.sum())}-{digest.hexdigest()}"
 
 
-def _listed(folder: str) -> dict[str, dict[str, Any]]:
-    """Entries of a folder's ``index.json`` by name; none if it is missing or damaged."""
-    try:
-        listed = json.loads((Path(folder) / "index.json").read_text())
-        if listed["version"] != VERSION:
-            return {}
-        return {
-            str(entry["name"]): entry for entry in listed["shards"] if {"count", "size", "fingerprint"} <= set(entry)
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
 def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
     """Count a source's samples: by the folder's ``index.json`` where it lists the shard at its size, else by its index.
 
@@ -64,16 +50,16 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
     Raises:
         ShardError: If a shard is missing or cannot be indexed.
     """
-    folders: dict[str, dict[str, dict[str, Any]]] = {}
+    folders: dict[str, Lists] = {}
     # filled in place: small objects that stay alive between those of a large index.json would pin all its memory
     counts = np.empty(len(source.shards), np.int64)
     fingerprints = np.empty(len(source.shards), "S56")  # a size of at most 20 digits and a hash of 32
     for number, path in enumerate(source.shards):
-        folder, _, name = path.rpartition(os.sep)
+        folder, name = split_path(path)
         if folder not in folders:
-            folders[folder] = _listed(folder)
-        entry = folders[folder].get(name)
-        if entry is not None and _size(path) == entry["size"]:
+            folders[folder] = read_lists(folder, cache)
+        entry = entry_of(folders[folder], path, name)
+        if entry is not None:
             # a shard rewritten at the same size shows when a worker opens it: its fingerprint is compared then
             counts[number], fingerprints[number] = entry["count"], entry["fingerprint"].encode()
         else:
@@ -81,10 +67,3 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
             counts[number], fingerprints[number] = len(index), index.fingerprint.encode()
     paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
     return Catalogue(paths, counts, fingerprints)
-
-
-def _size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None

@@ -34,7 +34,8 @@ Batch = dict[str, Any]
 class ShardDataModule(LightningDataModule):
     """Sources to batches, exactly resumable.
 
-    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan.
+    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan. Of several
+    ranks each opens its indexes here; ``prepare_indexes``, called before they meet, makes missing ones once for all.
 
     Args:
         train: Sources to train on.
@@ -96,8 +97,6 @@ class ShardDataModule(LightningDataModule):
         self.allow_mismatch = allow_mismatch
         self.position = 0
         self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
-        if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
-            distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
@@ -121,11 +120,6 @@ class ShardDataModule(LightningDataModule):
         self._noted_before: Counts = {}  # the same of what was approximated
         self._noted_here: Counts = {}
         self._val_loader: DataLoader[Batch] | None = None
-
-    def _build_indexes(self) -> None:
-        for source in (*self.train, *self.val):
-            if not source.stream:
-                open_catalogue(source, self.cache)
 
     def _open_train(self) -> tuple[list[Catalogue], Plan]:
         catalogues = [open_catalogue(source, self.cache) for source in self.train]

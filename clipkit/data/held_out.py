@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from clipkit.data.index import write_folder_index
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.shard_writer import ShardWriter
 
 _NO_IMAGE = frozenset({"txt", "json", "cls"})

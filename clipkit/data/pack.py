@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.data.atomic import write_atomically
-from clipkit.data.index import write_folder_index
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.loose import URL, Entry, Skipped, open_loose
 from clipkit.data.parallel import map_shards
 from clipkit.data.prepare import Chunk, Prepare, Prepared, prepare_chunk

@@ -8,13 +8,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.data.catalogue import Catalogue
 from clipkit.data.images import BadSample
-from clipkit.data.index import Ints, load_index
+from clipkit.data.index import Ints, Small, load_index, sidecar_path
 from clipkit.data.tar import BLOCK, ShardError
 
 MOST_OPEN = 256
@@ -24,8 +25,6 @@ MOST_HELD = (
 _LARGEST_GAP = 1 << 16  # members this close are read at once, what lies between them with them
 _TRIES = 4
 
-
-Small = NDArray[np.uint32]
 _MOST_SMALL = (1 << 32) - 1
 
 
@@ -40,6 +39,7 @@ class _OpenShard:
     fd: int
     key: NDArray[np.bytes_]
     fields: dict[str, tuple[Small, Small]]
+    check: Small  # of all headers that are read for a sample: their checks, xor'ed
     held: int
 
 
@@ -106,10 +106,13 @@ class ShardReader:
             )
             raise ShardError(text + "was rewritten on purpose, and start again", path)
         fields = {name: _small(*span) for name, span in index.fields.items() if name in self.extensions[source]}
-        size = index.key.nbytes + sum(column.nbytes for columns in fields.values() for column in columns)
+        check = np.zeros(len(index), np.uint32)
+        for name in fields:
+            check ^= index.checks[name]
+        size = index.key.nbytes + check.nbytes + sum(column.nbytes for columns in fields.values() for column in columns)
         while self._open and (len(self._open) >= MOST_OPEN or self._held + size > MOST_HELD):
             self._close_oldest()
-        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields, size)
+        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields, check, size)
         self._open[source, shard] = held
         self._held += size
         return held
@@ -144,12 +147,27 @@ class ShardReader:
                 spans.append((offset, length, name))
         spans.sort()
         found: dict[str, bytes] = {}
+        check = int(held.check[sample])
         while spans:
             run = [spans.pop(0)]
             while spans and spans[0][0] - sum(run[-1][:2]) <= _LARGEST_GAP:
                 run.append(spans.pop(0))
-            start, end = run[0][0], sum(run[-1][:2])
+            start, end = run[0][0] - BLOCK, sum(run[-1][:2])  # the header before it too
             data = _pread(held.fd, end - start, start, held.path)
             for offset, length, name in run:
-                found[name] = data[offset - start : offset - start + length]
+                at = offset - start
+                check ^= crc32(data[at - BLOCK : at])
+                found[name] = data[at : at + length]
+        if check:
+            raise _other_headers(held, sample, list(found))
         return found
+
+
+def _other_headers(held: _OpenShard, sample: int, names: list[str]) -> ShardError:
+    key = bytes(held.key[sample]).decode(errors="backslashreplace")
+    at = min(int(held.fields[name][0][sample]) for name in names) * BLOCK - BLOCK
+    text = (
+        f"{held.path}: the headers of sample {key!r} from byte {at} on are not those that were indexed: damaged, or rewritten "
+        f"at the same size and time. Fetch or pack the shard again and delete {sidecar_path(held.path)}"
+    )
+    return ShardError(text, held.path, at)

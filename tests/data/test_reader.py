@@ -12,7 +12,8 @@ from clipkit.data.augment import Augment
 from clipkit.data.catalogue import open_catalogue
 from clipkit.data.dataset import Request, ShardDataset
 from clipkit.data.images import BadSample
-from clipkit.data.index import sidecar_path, write_folder_index
+from clipkit.data.index import sidecar_path
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.plan import Plan
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Source, parse_place
@@ -37,7 +38,9 @@ def test_members_near_and_far(tmp_path):
         reader.members(0, 0, 1, 998)
 
 
-@pytest.mark.parametrize("limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8)}])  # a key of a byte, a place of eight
+@pytest.mark.parametrize(
+    "limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8 + 4)}]
+)  # a key of a byte, a place, a check
 def test_open_files_are_bounded(tmp_path, monkeypatch, limit):
     for name, value in limit.items():
         monkeypatch.setattr(module, name, value)
