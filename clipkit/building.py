@@ -18,7 +18,7 @@ from clipkit.config.catalog import shipped_folder
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
-from clipkit.data.source import Source, expand_shards
+from clipkit.data.source import Repeat, Source, expand_shards
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -203,7 +203,18 @@ def _source(name: str, spec: Any, cache: Path) -> Source:
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
-    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
+    return Source(
+        name=name,
+        shards=tuple(shards),
+        weight=spec.weight,
+        fields=fields,
+        captions=spec.captions,
+        filter=spec.filter,
+        keys=spec.keys,
+        skip_keys=spec.skip_keys,
+        duplicates=spec.duplicates,
+        repeat=None if spec.repeat is None else Repeat(**spec.repeat.model_dump()),
+    )
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:

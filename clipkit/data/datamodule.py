@@ -22,6 +22,7 @@ from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
+from clipkit.data.selection import rule
 from clipkit.data.source import Source
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
@@ -90,7 +91,7 @@ class ShardDataModule(LightningDataModule):
             distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
         self.catalogues = [open_catalogue(source, cache) for source in self.train]
-        self.plan = Plan([held.counts for held in self.catalogues], [source.weight for source in self.train], seed)
+        self.plan = Plan([held.planned for held in self.catalogues], [source.weight for source in self.train], seed)
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
         self.dataset = ShardDataset(
@@ -169,7 +170,7 @@ class ShardDataModule(LightningDataModule):
     def _make_val_loader(self) -> DataLoader[Batch]:
         check_fields(self.val)
         catalogues = [open_catalogue(source, self.cache) for source in self.val]
-        order = InOrder([held.counts for held in catalogues])
+        order = InOrder([held.planned for held in catalogues])
         dataset = ShardDataset(
             sources=self.val,
             catalogues=catalogues,
@@ -179,7 +180,7 @@ class ShardDataModule(LightningDataModule):
             transform=self.preprocess,
             cache=self.cache,
         )
-        starts = np.concatenate([[0], np.cumsum([held.counts.sum() for held in catalogues])])
+        starts = np.concatenate([[0], np.cumsum([held.planned.sum() for held in catalogues])])
         firsts = [np.arange(start, stop) for start, stop in pairwise(starts)]
         check_samples(dataset, self.val, order, firsts)
         dataset.reader.close()
@@ -215,14 +216,22 @@ class ShardDataModule(LightningDataModule):
 
     def report(self) -> dict[str, list[EpochAccount]]:
         """The account of every source and epoch up to the position; all ranks call it together."""
-        return report(self.plan, [source.name for source in self.train], self.position, self._bad())
+        return report(self.plan, [source.name for source in self.train], self.catalogues, self.position, self._bad())
 
     def _constants(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         sources: dict[str, Any] = {}
         for source, held in zip(self.train, self.catalogues, strict=True):
             fields = {name: list(places) for name, places in source.fields.items()}
-            sources[source.name] = {"weight": source.weight, "fields": fields, "shards": held.fingerprint}
+            sources[source.name] = {
+                "weight": source.weight,
+                "fields": fields,
+                "captions": source.captions,
+                "shards": held.fingerprint,
+                "selection": None
+                if held.chosen is None
+                else {"rule": rule(source), "samples": held.chosen.fingerprint},
+            }
         return {"version": VERSION, "seed": self.seed, "batch_size": self.batch_size, "sources": sources}
 
     def state_dict(self) -> dict[str, Any]:

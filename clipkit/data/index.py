@@ -224,6 +224,12 @@ def _fresh(sidecar: Path, status: os.stat_result) -> ShardIndex | None:
     return index if same else None
 
 
+def cached_path(path: str | Path, cache: Path) -> Path:
+    """Where the cache keeps a file that cannot lie at its own path."""
+    origin = hashlib.blake2b(os.path.abspath(path).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return cache / "index" / f"{origin}-{os.path.basename(path)}"
+
+
 def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
     """The index of a shard: its sidecar if that fits the tar, else built now and kept.
 
@@ -243,8 +249,7 @@ def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
         raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path", str(path)) from error
     places = [sidecar_path(path)]
     if cache is not None:
-        origin = hashlib.blake2b(os.path.abspath(path).encode(), digest_size=8).hexdigest()
-        places.append(cache / "index" / f"{origin}-{sidecar_path(path).name}")
+        places.append(cached_path(places[0], cache))
     for place in places:
         if (index := _fresh(place, status)) is not None:
             return index
