@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clipkit.data.atomic import write_atomically
-from clipkit.data.columns import BUILT_IN, Column, Members, Wanted, numeric_keys, values
+from clipkit.data.columns import BUILT_IN, Column, Members, Wanted, json_keys, values
 from clipkit.data.index import ShardIndex, cached_path, load_index, sidecar_path
 from clipkit.data.parallel import map_shards
 
@@ -119,15 +119,18 @@ def gather(shards: Sequence[str], wanted: Sequence[Wanted], cache: Path | None) 
         pass
 
 
-def known_names(path: str, cache: Path | None) -> list[str]:
-    """Names that a filter may use: ours, and the numeric keys of a shard's first JSON member."""
+def known_names(path: str, cache: Path | None, *, numbers: bool) -> list[str]:
+    """Names of columns: those of numbers that a filter may use, or keys of the JSON that may tell a class; by the first samples."""
+    own = list(BUILT_IN) if numbers else []
     index = load_index(path, cache)
     with_json = np.flatnonzero(index.fields["json"][0] >= 0).tolist() if "json" in index.fields else []
     if not with_json:
-        return list(BUILT_IN)
+        return own
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        keys = numeric_keys(Members(fd, path, index, with_json[0]))
+        keys = dict.fromkeys(
+            key for at in with_json[:20] for key in json_keys(Members(fd, path, index, at), numbers=numbers)
+        )
     finally:
         os.close(fd)
-    return [*BUILT_IN, *(key for key in keys[:50] if key not in BUILT_IN)]
+    return [*own, *(key for key in list(keys)[:50] if key not in own)]

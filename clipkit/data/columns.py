@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.config.expression import NAME
 from clipkit.data.images import MOST_BYTES, BadSample, image_size
 from clipkit.data.index import Ints, ShardIndex
 from clipkit.data.source import Place, Source
@@ -189,10 +190,10 @@ def number_values(name: str, source: Source, stored: Mapping[str, Column]) -> ND
     return aspect
 
 
-def numeric_keys(members: Members) -> list[str]:
-    """Keys of a sample's JSON member whose values are numbers."""
+def json_keys(members: Members, *, numbers: bool) -> list[str]:
+    """Keys of a sample's JSON member that a filter can name; of numbers alone, or of texts too."""
     sample = _Sample(members)
-    return [key for key in sample.meta if not np.isnan(sample.number(key))]
+    return [key for key in sample.meta if NAME.fullmatch(key) and not (numbers and np.isnan(sample.number(key)))]
 
 
 def values(members: Members, wanted: Sequence[Wanted]) -> list[float | int]:

@@ -13,7 +13,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def rule(source: Source) -> dict[str, Any] | None:
         "filter": source.filter,
         **{name: KeyList(lists[name]).digest if name in lists else None for name in _LISTS},
         "duplicates": source.duplicates,
-        "repeat": None if source.repeat is None else asdict(source.repeat),
+        "repeat": None if source.repeat is None else str(source.repeat),
     }
 
 
@@ -151,12 +150,13 @@ class _Selector:
         """A slip in a name shows in the first shard, before all the others are read for it."""
         held, path = self._columns(0) if self.wanted else {}, self.source.shards[0]
         for wanted in self.wanted:
-            if wanted.kind in ("number", "class", UID_HIGH) and wanted.missing(held[wanted.stored]).all():
-                known, name = known_names(path, self.cache), wanted.key or "uid"
+            if wanted.kind in ("number", "class", UID_LOW) and wanted.missing(held[wanted.stored]).all():
+                known = known_names(path, self.cache, numbers=wanted.kind == "number")
+                name = wanted.key or "uid"
                 near = difflib.get_close_matches(name, known, n=1)
                 raise ValueError(
                     f"source {self.source.name!r}: none of the {len(held[wanted.stored]):,} samples of {path} has a column {name!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else "")
+                    + (f"; did you mean {near[0]!r}?" if near else ".")
                     + f" Known are {', '.join(known)}; shards without it belong in a source of their own"
                 )
 

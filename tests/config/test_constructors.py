@@ -5,8 +5,9 @@ import inspect
 import pytest
 
 from clipkit.config import AffineSpec, AugmentSpec, InfoNCESpec, OptimSpec, RetrievalSpec, SourceSpec, ZeroShotSpec
+from clipkit.config.data import RepeatSpec
 from clipkit.data.augment import Affine, Augment
-from clipkit.data.source import DEFAULT_FIELDS, Source
+from clipkit.data.source import DEFAULT_FIELDS, Repeat, Source
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.losses.infonce import InfoNCE
@@ -17,6 +18,7 @@ PAIRS = [
     (AugmentSpec, Augment, {"size", "interpolation"}, set()),
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, set()),
+    (RepeatSpec, Repeat, set(), set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
     (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
@@ -30,7 +32,9 @@ def test_fields_are_the_constructors_arguments(spec, built, from_elsewhere, to_e
     assert set(spec.model_fields) - to_elsewhere == arguments - from_elsewhere
 
 
-@pytest.mark.parametrize(("spec", "built"), [(AugmentSpec, Augment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)])
+@pytest.mark.parametrize(
+    ("spec", "built"), [(AugmentSpec, Augment), (AffineSpec, Affine), (RepeatSpec, Repeat), (InfoNCESpec, InfoNCE)]
+)
 def test_defaults_agree(spec, built):
     for name, parameter in inspect.signature(built).parameters.items():
         if name in spec.model_fields and parameter.default is not parameter.empty:
