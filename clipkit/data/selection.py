@@ -25,7 +25,7 @@ from clipkit.data.column_store import Columns, gather, known_names, read_columns
 from clipkit.data.columns import UID_HIGH, UID_LOW, Wanted, class_column, number_columns, number_values
 from clipkit.data.filters import Mask, evaluate
 from clipkit.data.index import Ints, load_index
-from clipkit.data.key_list import KeyList, key_words
+from clipkit.data.key_list import KeyList, Words, key_words
 from clipkit.data.repeats import MOST_COPIES, class_factors, copies
 from clipkit.data.source import Source
 from clipkit.data.tar import ShardError
@@ -66,6 +66,8 @@ def choose(source: Source, counts: Ints, fingerprints: NDArray[np.bytes_], cache
     if what is None:
         return None
     refuse_absent(source)
+    if source.duplicates == "drop" and "image" not in source.fields:
+        raise ValueError(f"source {source.name!r}: duplicates: drop compares images, and its fields name none")
     # a shard whose content changed at the same size may have other columns: its time of change enters, not the fingerprint
     times = b"".join(os.stat(path).st_mtime_ns.to_bytes(8, "little") for path in source.shards)
     fields = {name: list(places) for name, places in source.fields.items()}
@@ -125,7 +127,7 @@ class _Selector:
         self.masks = [self._base(shard) for shard in range(len(source.shards))]
         if source.duplicates == "drop":
             self._drop_duplicates()
-        self.kept = sum(int(np.bitwise_count(mask).sum()) for mask in self.masks)
+        self.kept = sum(int(np.unpackbits(mask).sum()) for mask in self.masks)
         self.classes, self.factors = self._class_factors() if self.group else (np.empty(0, np.int64), np.empty(0))
 
     def _wanted(self) -> list[Wanted]:
@@ -137,14 +139,21 @@ class _Selector:
         return found
 
     def _columns(self, shard: int) -> Columns:
-        path = self.source.shards[shard]
-        held = read_columns(path, self.wanted, self.cache)
-        if any(len(column) != self.counts[shard] for column in held.values()):
-            text = (
-                f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
-            )
-            raise ShardError(text + "was rewritten on purpose, and start again", path)
+        held = read_columns(self.source.shards[shard], self.wanted, self.cache)
+        for column in held.values():
+            self._check_count(shard, len(column))
         return held
+
+    def _key_words(self, shard: int) -> tuple[Words, Words]:
+        keys = load_index(self.source.shards[shard], self.cache).key
+        self._check_count(shard, len(keys))
+        return key_words(keys.tolist())
+
+    def _check_count(self, shard: int, found: int) -> None:
+        if found != self.counts[shard]:
+            path = self.source.shards[shard]
+            text = f"{path}: {found:,} samples, {self.counts[shard]:,} were counted; delete index.json beside it if the shard "
+            raise ShardError(text + "was rewritten on purpose, and start again", path)
 
     def _check_names(self) -> None:
         """A slip in a name shows in the first shard, before all the others are read for it."""
@@ -179,7 +188,7 @@ class _Selector:
                 high, low = (held[Wanted(kind).stored].view(np.uint64) for kind in (UID_HIGH, UID_LOW))
                 leave_out("missing", (high == 0) & (low == 0))
             else:
-                high, low = key_words(load_index(self.source.shards[shard], self.cache).key.tolist())
+                high, low = self._key_words(shard)
             leave_out(name, listed.holds(high, low) == (name == "skip_keys"))
         if self.weight is not None:
             leave_out("missing", np.isnan(number_values(self.weight, self.source, held)))

@@ -18,6 +18,7 @@ from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.index import build_index
 from clipkit.data.selection import choose
 from clipkit.data.source import Repeat, Source
+from clipkit.data.tar import ShardError
 from clipkit.data.transforms import Preprocess
 
 from .conftest import image_bytes, pair, tokenize, write_tar
@@ -221,6 +222,7 @@ def test_another_selection_is_another_plan_and_refused_by_name(shards, tmp_path)
         ),
         ({"filter": "punsafe > 0.1"}, "a column 'punsafe'. Known are"),
         ({"repeat": Repeat(by="class")}, "a column 'class'"),
+        ({"duplicates": "drop", "fields": {"text": ("txt",)}}, "compares images, and its fields name none"),
         ({"repeat": Repeat(by="group", threshold=1.0, power=1.0, column="weight")}, None),
         ({"repeat": Repeat(column="height")}, None),
         ({"keys": "/nowhere/list.txt"}, "there is no such list"),
@@ -236,6 +238,14 @@ def test_what_cannot_be_selected_is_said(shards, options, says):
         return
     with pytest.raises(ValueError, match=f"(?s){says}"):
         choose(source, count, marks, None)
+
+
+def test_a_shard_that_is_not_what_its_folder_lists_is_refused(shards):
+    counts, marks = np.array([count or 3 for count in COUNTS]), np.array([b"x"] * len(COUNTS))
+    counts[3] += 1
+    for options in ({"filter": SCORE}, {"skip_keys": shards[1]}):
+        with pytest.raises(ShardError, match=r"3.tar: 1 samples, 2 were counted"):
+            choose(Source("s", shards[0], **options), counts, marks, None)
 
 
 def test_a_weight_that_would_fill_the_disk_is_refused(tmp_path):
