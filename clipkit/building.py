@@ -18,7 +18,7 @@ from clipkit.config.catalog import shipped_folder
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.index import default_cache
-from clipkit.data.source import Source, expand_shards
+from clipkit.data.source import Repeat, Source, expand_shards
 from clipkit.data.stages import IMAGE
 from clipkit.data.stream import StreamDataModule, data_module
 from clipkit.data.unlisted import prepare_indexes
@@ -228,7 +228,19 @@ def _source(name: str, spec: Any, cache: Path) -> Source:
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
-    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields, stream=spec.stream)
+    return Source(
+        name=name,
+        shards=tuple(shards),
+        weight=spec.weight,
+        fields=fields,
+        stream=spec.stream,
+        captions=spec.captions,
+        filter=spec.filter,
+        keys=spec.keys,
+        skip_keys=spec.skip_keys,
+        duplicates=spec.duplicates,
+        repeat=None if spec.repeat is None else Repeat(**spec.repeat.model_dump()),
+    )
 
 
 def _refuse_epochs(config: RunConfig) -> None:

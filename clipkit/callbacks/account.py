@@ -127,7 +127,9 @@ def describe(epochs: Sequence[EpochAccount]) -> str:
     if last.epoch < 0:
         return f"streamed {last.trained} trained + {sum(bad.values())} bad{causes}{also}"
     done = len(epochs) - 1 + last.seen / last.planned
+    copies = f" + {last.repeated} repeated" if last.repeated else ""
+    by = f" ({', '.join(f'{count} {cause}' for cause, count in last.filtered_by.items())})" if last.filtered else ""
     return (
-        f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "
+        f"an epoch is {last.present} present{copies} = {last.filtered} filtered{by} + {last.remainder} remainder + {last.planned} planned; "
         f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}{also}"
     )

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from clipkit.config.augment import AnyAugmentSpec, AugmentSpec, same_both_ways
+from clipkit.config.augment import AnyAugmentSpec, AugmentSpec, ShareAboveZero, same_both_ways
 from clipkit.config.base import Length, LocatedErrors, Name, Positive, Share, Spec, Text, Texts, as_list
+from clipkit.config.expression import NAME, parse_expression
 from clipkit.config.short_sources import as_sources
 from clipkit.config.units import Count, CountOrAuto
 
@@ -38,6 +39,35 @@ def _default_fields() -> dict[str, list[str]]:
     return {"image": ["jpg", "jpeg", "png", "webp"], "text": ["txt"]}
 
 
+def _checked(text: str) -> str:
+    parse_expression(text)
+    return text
+
+
+Filter = Annotated[Text, AfterValidator(_checked)]
+Column = Annotated[str, Field(pattern=rf"^{NAME.pattern}$")]
+
+
+class RepeatSpec(Spec):
+    """How often each sample comes in an epoch: max(1, (threshold / share of its class) ** power), times its weight."""
+
+    by: Text | None = Field(
+        None, description="The class: `label` for the field of that name, else a key of the JSON member."
+    )
+    threshold: ShareAboveZero = Field(0.001, description="Share of the samples below which a class is repeated.")
+    power: Share = Field(0.5, description="1 brings such classes up to the threshold, 0 repeats none; LVIS takes 0.5.")
+    column: Column | None = Field(None, description="Numeric column with each sample's weight; below 1 thins out.")
+
+    @model_validator(mode="after")
+    def _something(self) -> RepeatSpec:
+        if self.by is None and self.column is None:
+            raise ValueError("name a class (`by: KEY`) or a column of weights (`column: NAME`)")
+        return self
+
+
+_OF_THE_INDEX = ("filter", "keys", "skip_keys", "duplicates", "repeat")
+
+
 class SourceSpec(Spec):
     """One list of shards and how its samples are read."""
 
@@ -60,6 +90,23 @@ class SourceSpec(Spec):
         False,
         description="Read the tars, which may be gzipped, from front to back without an index; resuming is then not exact.",
     )
+    captions: Literal["random", "first"] = Field(
+        "random", description="Which of a sample's several captions it gets: one drawn by its position, or the first."
+    )
+    filter: Filter | None = Field(
+        None,
+        description="Which samples are read, as in `similarity > 0.28 and side >= 200 and not punsafe >= 0.5`: numeric keys "
+        "of the JSON member, or width, height, side, aspect, image_width, image_height, caption_length. A sample without a "
+        "value that decides is left out.",
+    )
+    keys: Text | None = Field(
+        None, description="List of the samples to keep: a text file of a key a line, or DataComp's .npy of uids."
+    )
+    skip_keys: Text | None = Field(None, description="List of samples to leave out, in the same forms.")
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="drop: of samples with equal image files only the first is read; reads every image once."
+    )
+    repeat: RepeatSpec | None = Field(None, description="Against imbalance: samples that an epoch holds several times.")
 
     @model_validator(mode="after")
     def _from_one_place(self) -> Self:
@@ -69,6 +116,9 @@ class SourceSpec(Spec):
             empty = "shards" in self.model_fields_set
             message = "must not be empty" if empty else "missing: the source's tars, or `loose` with a CSV or folder"
             raise LocatedErrors([(("shards",), message)])
+        if self.stream and (rules := [rule for rule in _OF_THE_INDEX if getattr(self, rule) not in (None, "keep")]):
+            message = "needs the index, which a stream has not; filter the shards beforehand"
+            raise LocatedErrors([((rule,), message) for rule in rules])
         return self
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.data.chosen import Chosen
 from clipkit.data.index import load_index
 from clipkit.data.listing import Lists, entry_of, read_lists, split_path
+from clipkit.data.selection import choose
 from clipkit.data.source import Source
 
 
@@ -23,11 +25,18 @@ class Catalogue:
         paths: Of the shards (S,), bytes: arrays, not lists, so that forked workers share the memory.
         counts: Samples of each (S,).
         fingerprints: Of each (S,), bytes.
+        chosen: Which of the samples are planned; None plans each once.
     """
 
     paths: NDArray[np.bytes_]
     counts: NDArray[np.int64]
     fingerprints: NDArray[np.bytes_]
+    chosen: Chosen | None = None
+
+    @property
+    def planned(self) -> NDArray[np.int64]:
+        """Samples of each shard that are planned, repeats included (S,)."""
+        return self.counts if self.chosen is None else self.chosen.counts
 
     def path(self, shard: int) -> str:
         """The path of a shard."""
@@ -49,6 +58,7 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
 
     Raises:
         ShardError: If a shard is missing or cannot be indexed.
+        ValueError: If the source's selection keeps nothing, or asks for what is not there.
     """
     folders: dict[str, Lists] = {}
     # filled in place: small objects that stay alive between those of a large index.json would pin all its memory
@@ -66,4 +76,4 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
             index = load_index(path, cache)
             counts[number], fingerprints[number] = len(index), index.fingerprint.encode()
     paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
-    return Catalogue(paths, counts, fingerprints)
+    return Catalogue(paths, counts, fingerprints, choose(source, counts, fingerprints, cache))

@@ -21,6 +21,7 @@ from clipkit.data.dataset import ShardDataset
 from clipkit.data.images import Decode
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
+from clipkit.data.selection import rule
 from clipkit.data.source import Source
 from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
@@ -124,7 +125,7 @@ class ShardDataModule(LightningDataModule):
     def _open_train(self) -> tuple[list[Catalogue], Plan]:
         catalogues = [open_catalogue(source, self.cache) for source in self.train]
         weights = [source.weight for source in self.train]
-        return catalogues, Plan([held.counts for held in catalogues], weights, self.seed)
+        return catalogues, Plan([held.planned for held in catalogues], weights, self.seed)
 
     def _check_train(self) -> None:
         check_samples(self.dataset, self.train, self.plan, self._first_positions())
@@ -197,7 +198,7 @@ class ShardDataModule(LightningDataModule):
     def _make_val_loader(self) -> DataLoader[Batch]:
         check_fields(self.val)
         catalogues = [open_catalogue(source, self.cache) for source in self.val]
-        order = InOrder([held.counts for held in catalogues])
+        order = InOrder([held.planned for held in catalogues])
         dataset = ShardDataset(
             sources=self.val,
             catalogues=catalogues,
@@ -206,7 +207,7 @@ class ShardDataModule(LightningDataModule):
             stages=[self.val_stage],
             cache=self.cache,
         )
-        starts = np.concatenate([[0], np.cumsum([held.counts.sum() for held in catalogues])])
+        starts = np.concatenate([[0], np.cumsum([held.planned.sum() for held in catalogues])])
         firsts = [np.arange(start, stop) for start, stop in pairwise(starts)]
         check_samples(dataset, self.val, order, firsts)
         dataset.reader.close()
@@ -249,14 +250,23 @@ class ShardDataModule(LightningDataModule):
 
     def report(self) -> dict[str, list[EpochAccount]]:
         """The account of every source and epoch of this plan up to the position; all ranks call it together."""
-        return report(self.plan, [source.name for source in self.train], self.position, self._bad(), self._noted())
+        names = [source.name for source in self.train]
+        return report(self.plan, names, self.catalogues, self.position, self._bad(), self._noted())
 
     def _constants(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         sources: dict[str, Any] = {}
         for source, held in zip(self.train, self.catalogues, strict=True):
             fields = {name: list(places) for name, places in source.fields.items()}
-            sources[source.name] = {"weight": source.weight, "fields": fields, "shards": held.fingerprint}
+            sources[source.name] = {
+                "weight": source.weight,
+                "fields": fields,
+                "captions": source.captions,
+                "shards": held.fingerprint,
+                "selection": None
+                if held.chosen is None
+                else {"rule": rule(source), "samples": held.chosen.fingerprint},
+            }
         return {"version": VERSION, "seed": self.seed, "batch_size": self.batch_size, "sources": sources}
 
     def state_dict(self) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         cache: Path | None,
     ) -> None:
         self.names = [source.name for source in sources]
+        self.first_caption = [source.captions == "first" for source in sources]
         self.places: list[dict[str, tuple[Place, ...]]] = [source.places() for source in sources]
         self.catalogues = list(catalogues)
         self.order = order
@@ -125,8 +126,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         Args:
             source: Index of the source.
             shard: Index of the shard.
-            sample: Index of the sample.
-            draw: In [0, 1), chooses among several captions.
+            sample: Index of the sample among those of its shard that are planned.
+            draw: In [0, 1), chooses among several captions, where the source does not take the first.
             how: How the image becomes pixels.
 
         Raises:
@@ -135,6 +136,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """
         places = self.places[source]
         members = self.reader.members(source, shard, sample, MOST_BYTES)
+        draw = 0.0 if self.first_caption[source] else draw
         text = caption(members, places["text"], draw) if "text" in places else None
         group = label(members, places["label"]) if "label" in places else None
         image, image_hash = None, 0

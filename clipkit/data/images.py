@@ -234,6 +234,26 @@ def decode_image(data: bytes) -> Tensor:
     return pixels
 
 
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header, as stored: not turned as EXIF says.
+
+    Args:
+        data: The file, or for JPEG and PNG its beginning.
+
+    Raises:
+        BadSample: If it is of another format, or damaged or cut short before it tells.
+    """
+    kind = _format(data)
+    if kind in ("JPEG", "PNG"):
+        header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
+        return header.width, header.height
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            return image.size
+    except Exception as error:
+        raise BadSample("damaged", f"{kind}: {error}") from error
+
+
 def image_tensor(image: Image.Image) -> Tensor:
     """Pixels of a Pillow image by the same colour rules.
 

@@ -32,9 +32,10 @@ class Rows(NamedTuple):
         position: Place in the run.
         source: Index of the source.
         shard: Index of the shard in its source.
-        sample: Index of the sample in its shard.
+        sample: Index of the sample among those of its shard that are planned.
         epoch: How often the source was gone through before.
-        id: Stable over epochs: the samples of all sources numbered in the order of their lists.
+        id: Stable over epochs: the planned samples of all sources numbered in the order of their lists; each copy of a
+            repeated sample has its own.
     """
 
     position: Ints
@@ -94,7 +95,7 @@ class SourcePlan:
     """The order of one source.
 
     Args:
-        counts: Samples of each shard.
+        counts: Samples of each shard that may be planned.
         seed: The run's seed.
         number: The source's index: sources of equal shape are drawn apart.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from numpy.typing import NDArray
 from clipkit.data.catalogue import Catalogue
 from clipkit.data.images import BadSample
 from clipkit.data.index import Ints, Small, load_index, sidecar_path
-from clipkit.data.tar import BLOCK, ShardError
+from clipkit.data.tar import BLOCK, ShardError, pread
 
 MOST_OPEN = 256
 MOST_HELD = (
     32 << 20
 )  # bytes of their indexes: enough for the shards that 64 lanes of 10,000-sample shards are in at once
 _LARGEST_GAP = 1 << 16  # members this close are read at once, what lies between them with them
-_TRIES = 4
 
 _MOST_SMALL = (1 << 32) - 1
 
@@ -41,23 +39,6 @@ class _OpenShard:
     fields: dict[str, tuple[Small, Small]]
     check: Small  # of all headers that are read for a sample: their checks, xor'ed
     held: int
-
-
-def _pread(fd: int, size: int, offset: int, path: str) -> bytes:
-    """Read exactly ``size`` bytes; a network file system that stumbles gets a few tries (never a silent substitute)."""
-    for attempt in range(_TRIES):
-        try:
-            data = os.pread(fd, size, offset)
-            break
-        except OSError as error:
-            if attempt == _TRIES - 1:
-                text = f"{path}: cannot be read at byte {offset} ({error.strerror}), {_TRIES} tries; check the storage"
-                raise ShardError(text, path, offset) from error
-            time.sleep(0.1 * 4**attempt)
-    if len(data) < size:
-        text = f"{path}: ends at byte {offset + len(data)}, its index says otherwise; was it rewritten? start again"
-        raise ShardError(text, path, offset)
-    return data
 
 
 class ShardReader:
@@ -117,9 +98,16 @@ class ShardReader:
         self._held += size
         return held
 
+    def _physical(self, source: int, shard: int, sample: int) -> int:
+        """Where a planned sample lies among all of its shard."""
+        chosen = self.catalogues[source].chosen
+        return sample if chosen is None else chosen.physical(shard, sample)
+
     def key(self, source: int, shard: int, sample: int) -> str:
         """The key of a sample."""
-        return bytes(self._shard(source, shard).key[sample]).decode(errors="backslashreplace")
+        return bytes(self._shard(source, shard).key[self._physical(source, shard, sample)]).decode(
+            errors="backslashreplace"
+        )
 
     def members(self, source: int, shard: int, sample: int, largest: int) -> dict[str, bytes]:
         """A sample's members that the source's fields name.
@@ -127,7 +115,7 @@ class ShardReader:
         Args:
             source: Index of the source.
             shard: Index of the shard.
-            sample: Index of the sample.
+            sample: Index of the sample among those of its shard that are planned.
             largest: Bytes above which a member is refused unread.
 
         Returns:
@@ -137,7 +125,7 @@ class ShardReader:
             BadSample: If a member is larger than ``largest``.
             ShardError: If the shard cannot be read, or is not what it was.
         """
-        held = self._shard(source, shard)
+        held, sample = self._shard(source, shard), self._physical(source, shard, sample)
         spans = []
         for name, (offsets, lengths) in held.fields.items():
             offset, length = int(offsets[sample]) * BLOCK, int(lengths[sample])
@@ -153,7 +141,7 @@ class ShardReader:
             while spans and spans[0][0] - sum(run[-1][:2]) <= _LARGEST_GAP:
                 run.append(spans.pop(0))
             start, end = run[0][0] - BLOCK, sum(run[-1][:2])  # the header before it too
-            data = _pread(held.fd, end - start, start, held.path)
+            data = pread(held.fd, end - start, start, held.path)
             for offset, length, name in run:
                 at = offset - start
                 check ^= crc32(data[at - BLOCK : at])

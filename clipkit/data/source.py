@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from braceexpand import braceexpand
 
@@ -42,6 +42,23 @@ def parse_place(text: str) -> Place:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """How often each sample of a source is planned in an epoch (`clipkit.data.repeats`); both factors multiply.
+
+    Args:
+        by: A class: the field ``label``, or a key of the JSON; rare classes are repeated.
+        threshold: Share of the samples below which a class is repeated.
+        power: 1 brings every such class up to the threshold, 0 repeats none.
+        column: A column that holds each sample's weight; below 1 it thins out.
+    """
+
+    by: str | None = None
+    threshold: float = 0.001
+    power: float = 0.5
+    column: str | None = None
+
+
+@dataclass(frozen=True)
 class Source:
     """Shards that are mixed into a run with one weight.
 
@@ -51,6 +68,12 @@ class Source:
         weight: Its share of the samples trained on, relative to the other sources' weights, whatever its size.
         fields: Per field the places it may be in, the first that a sample has: an extension or ``json.KEY``.
         stream: Whether they are read from front to back, without an index.
+        captions: Which of several a sample gets: one drawn by its position, or the first.
+        filter: What samples must fulfil, in the language of `clipkit.config.expression`.
+        keys: List of the samples to keep (`clipkit.data.key_list`).
+        skip_keys: List of samples to leave out.
+        duplicates: Whether of samples with equal images only the first is kept.
+        repeat: How often each sample is planned in an epoch; None is once.
     """
 
     name: str
@@ -58,6 +81,12 @@ class Source:
     weight: float = 1.0
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DEFAULT_FIELDS))
     stream: bool = False
+    captions: Literal["random", "first"] = "random"
+    filter: str | None = None
+    keys: str | None = None
+    skip_keys: str | None = None
+    duplicates: Literal["keep", "drop"] = "keep"
+    repeat: Repeat | None = None
 
     def __post_init__(self) -> None:
         if not self.shards:

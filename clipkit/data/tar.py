@@ -6,6 +6,7 @@ Formats: ustar, GNU (long names ``L``, base-256 sizes) and PAX (``x``, ``g``), a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
@@ -16,6 +17,7 @@ BLOCK = 512
 _AHEAD = 4096  # read at once: captions and metadata are small, so the next headers are mostly among it
 _LARGEST_EXTENSION = 1 << 20  # a long name or a PAX record; real ones are below a few kilobytes
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_TRIES = 4
 _AT_ONCE = 1024
 _FILE = ord("0")
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -233,3 +235,20 @@ def members(fd: int, path: str) -> Iterator[Member]:
         if kind in _REGULAR and not name.endswith(b"/"):
             yield Member(name, start, data, size, crc32(header))
         start, long_name, once = offset, b"", {}
+
+
+def pread(fd: int, size: int, offset: int, path: str) -> bytes:
+    """Read exactly ``size`` bytes; a network file system that stumbles gets a few tries (never a silent substitute)."""
+    for attempt in range(_TRIES):
+        try:
+            data = os.pread(fd, size, offset)
+            break
+        except OSError as error:
+            if attempt == _TRIES - 1:
+                text = f"{path}: cannot be read at byte {offset} ({error.strerror}), {_TRIES} tries; check the storage"
+                raise ShardError(text, path, offset) from error
+            time.sleep(0.1 * 4**attempt)
+    if len(data) < size:
+        text = f"{path}: ends at byte {offset + len(data)}, its index says otherwise; was it rewritten? start again"
+        raise ShardError(text, path, offset)
+    return data

@@ -15,9 +15,10 @@ from clipkit.config import (
     TimmAugmentSpec,
     ZeroShotSpec,
 )
+from clipkit.config.data import RepeatSpec
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.pack import PackOptions
-from clipkit.data.source import DEFAULT_FIELDS, Source
+from clipkit.data.source import DEFAULT_FIELDS, Repeat, Source
 from clipkit.data.timm_augment import TimmAugment
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
@@ -31,6 +32,7 @@ PAIRS = [
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, {"loose"}),
     (PackSpec, PackOptions, {"shard_size"}, set()),
+    (RepeatSpec, Repeat, set(), set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
     (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
@@ -46,7 +48,13 @@ def test_fields_are_the_constructors_arguments(spec, built, from_elsewhere, to_e
 
 @pytest.mark.parametrize(
     ("spec", "built"),
-    [(AugmentSpec, Augment), (TimmAugmentSpec, TimmAugment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)],
+    [
+        (AugmentSpec, Augment),
+        (TimmAugmentSpec, TimmAugment),
+        (AffineSpec, Affine),
+        (RepeatSpec, Repeat),
+        (InfoNCESpec, InfoNCE),
+    ],
 )
 def test_defaults_agree(spec, built):
     for name, parameter in inspect.signature(built).parameters.items():

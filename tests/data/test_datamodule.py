@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import time
-from collections import deque
 
 import numpy as np
 import pytest
@@ -129,10 +128,16 @@ def test_killed_workers_cost_nothing_but_a_resume(source):
     batch = next(iterator)
     data.advance(batch)
     same(batch, whole[3])
-    for worker in iterator._workers:
-        os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="DataLoader worker"):
-        deque(map(data.advance, iterator), maxlen=0)
+    # torch raises wherever the parent hears of a death, even in the next test: here the loader is to find out by itself
+    heard = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        for worker in iterator._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises((RuntimeError, EOFError, OSError)):  # the last two where it died while handing over a batch
+            for batch in iterator:
+                data.advance(batch)
+    finally:
+        signal.signal(signal.SIGCHLD, heard)
     del iterator
     state = data.state_dict()
     again = module(source, workers=2)

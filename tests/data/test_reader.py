@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_stumbling_disk_is_tried_again_and_never_substituted(tmp_path, monkeyp
         return real(fd, size, offset)
 
     monkeypatch.setattr(os, "pread", stumble)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert reader.members(0, 0, 0, 99) == {"txt": b"one"}
     monkeypatch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(ShardError, match="4 tries"):
