@@ -21,7 +21,7 @@ CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environme
 MAY_CHANGE = (
     "run:",
     "data.workers",
-    "data.cache",
+    "data.cache",  # and data.cache_size
     "data.trace",
     "trainer.devices",
     "trainer.nodes",

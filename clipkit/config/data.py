@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from clipkit.config.base import Name, NotNegative, Positive, Share, Spec, Text, Texts
-from clipkit.config.units import Count, CountOrAuto
+from clipkit.config.units import Bytes, Count, CountOrAuto
 
 _FIELD_VALUE = re.compile(r"json\.[^.\s]+|[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
@@ -43,7 +43,8 @@ class SourceSpec(Spec):
     """One list of shards and how its samples are read."""
 
     shards: Texts = Field(
-        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; or embedded:NAME."
+        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; URLs of https, s3, gs or hf "
+        "with brace ranges; or embedded:NAME."
     )
     weight: Positive = Field(1.0, description="How often its samples are seen, against the other sources' weights.")
     fields: Annotated[dict[Name, Extensions], Field(min_length=1)] = Field(
@@ -99,6 +100,11 @@ class DataSpec(Spec):
         0.01, description="Share of the samples seen that may be unreadable before the run stops; each is counted."
     )
     cache: Text | None = Field(
-        None, description="Folder for shard indexes and embedded data; unset: CLIPKIT_CACHE, else ~/.cache/clipkit."
+        None,
+        description="Folder for shard indexes, remote shards and embedded data; unset: CLIPKIT_CACHE, else ~/.cache/clipkit.",
+    )
+    cache_size: Annotated[Bytes, Field(ge=1)] | None = Field(
+        None,
+        description="Bytes of remote shards kept on each node, such as 200GB; unset: half of the disk's free space.",
     )
     trace: bool = Field(False, description="Write the keys of every batch to samples.rankR.jsonl in the run folder.")

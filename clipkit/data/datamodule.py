@@ -17,14 +17,17 @@ from torch.utils.data import DataLoader
 from clipkit import distributed
 from clipkit.data.account import Counts, EpochAccount, count_records, merge, report
 from clipkit.data.augment import Augment
-from clipkit.data.catalogue import open_catalogue
-from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
+from clipkit.data.catalogue import open_catalogue, remote_cache
+from clipkit.data.check import PROBED, check_budget, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
+from clipkit.data.lookahead import LookAhead, NodeOrder
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
 from clipkit.data.source import Source
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
+from clipkit.data.urls import is_remote
 
 VERSION = 1
 Batch = dict[str, Any]
@@ -56,7 +59,8 @@ class ShardDataModule(LightningDataModule):
         augment: Transform of training images.
         preprocess: Transform of validation images.
         workers: Loader processes of this rank; 0 loads in the training process.
-        cache: Folder for indexes that cannot be kept beside the shards.
+        cache: Folder for indexes that cannot be kept beside the shards, and for remote shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache`` where a source is remote.
         trace: Folder of ``samples.rankR.jsonl``, or None for no trace.
         ranks: This rank and how many there are; None asks the process group.
 
@@ -77,6 +81,7 @@ class ShardDataModule(LightningDataModule):
         preprocess: Preprocess,
         workers: int = 0,
         cache: Path | None = None,
+        node_cache: NodeCache | None = None,
         trace: Path | None = None,
         ranks: tuple[int, int] | None = None,
     ) -> None:
@@ -86,10 +91,13 @@ class ShardDataModule(LightningDataModule):
         self.tokenize, self.augment, self.preprocess = tokenize, augment, preprocess
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
         self.position = 0
+        remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
+        self.node_cache = (node_cache or remote_cache(cache)) if remote else None
+        self._look_ahead: LookAhead | None = None
         if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
             distributed.on_rank_0(self._build_indexes)
         check_fields(self.train)
-        self.catalogues = [open_catalogue(source, cache) for source in self.train]
+        self.catalogues = [open_catalogue(source, cache, self.node_cache) for source in self.train]
         self.plan = Plan([held.counts for held in self.catalogues], [source.weight for source in self.train], seed)
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
@@ -101,9 +109,21 @@ class ShardDataModule(LightningDataModule):
             tokenize=tokenize,
             transform=augment,
             cache=cache,
+            node_cache=self.node_cache,
         )
         check_samples(self.dataset, self.train, self.plan, self._first_positions())
         self.dataset.reader.close()  # workers open their own
+        local = distributed.launcher_world()[0] if distributed.launched() else self.world
+        first = self.rank // local * local
+        self._node = NodeOrder(
+            self.plan,
+            self.catalogues,
+            batch_size=batch_size,
+            ranks=range(first, first + local),
+            world=self.world,
+        )
+        if self.node_cache is not None:
+            check_budget(self._node, self.node_cache, batches=2 * workers + 2)  # what the workers have in hand
         self._trace = None if trace is None else Trace(trace, self.rank)
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
         self._bad_here: Counts = {}  # of this rank, since then
@@ -111,7 +131,7 @@ class ShardDataModule(LightningDataModule):
 
     def _build_indexes(self) -> None:
         for source in (*self.train, *self.val):
-            open_catalogue(source, self.cache)
+            open_catalogue(source, self.cache, self.node_cache)
 
     def _first_positions(self) -> list[Ints]:
         """Per source the positions of its first samples: at most PROBED, never more than it plans."""
@@ -151,9 +171,30 @@ class ShardDataModule(LightningDataModule):
             batches=self.batches,
             rank=self.rank,
             world=self.world,
-            position=lambda: self.position,
+            position=self._begin,
         )
         return self._loader(self.dataset, sampler, persistent=True)
+
+    def _begin(self) -> int:
+        """Where iteration starts, once the position is known and the workers are forked: no thread of ours is there before."""
+        if self.node_cache is not None and self.rank == self._node.ranks[0]:
+            self._end_look_ahead()
+            end = self.batches * self.batch_size
+            self._look_ahead = LookAhead(self._node, self.node_cache, position=lambda: self.position, end=end)
+        return self.position
+
+    def _end_look_ahead(self) -> None:
+        if self._look_ahead is not None:
+            self._look_ahead.stop()
+            self._look_ahead = None
+
+    def teardown(self, stage: str) -> None:
+        """End what fetches remote shards ahead."""
+        self._end_look_ahead()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The same, where the run failed."""
+        self._end_look_ahead()
 
     def val_batches(self) -> Iterator[Batch]:
         """Full batches of the validation sources, each sample at most once, in the order in which they lie.
@@ -168,7 +209,7 @@ class ShardDataModule(LightningDataModule):
 
     def _make_val_loader(self) -> DataLoader[Batch]:
         check_fields(self.val)
-        catalogues = [open_catalogue(source, self.cache) for source in self.val]
+        catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.val]
         order = InOrder([held.counts for held in catalogues])
         dataset = ShardDataset(
             sources=self.val,
@@ -178,6 +219,7 @@ class ShardDataModule(LightningDataModule):
             tokenize=self.tokenize,
             transform=self.preprocess,
             cache=self.cache,
+            node_cache=self.node_cache,
         )
         starts = np.concatenate([[0], np.cumsum([held.counts.sum() for held in catalogues])])
         firsts = [np.arange(start, stop) for start, stop in pairwise(starts)]
