@@ -47,6 +47,7 @@ def fit(
     resume: str = "auto",
     losses: Mapping[str, LossFactory] | None = None,
     plugin: str | None = None,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train, or go on with an unfinished run of the same configuration.
 
@@ -57,6 +58,7 @@ def fit(
         losses: Own losses by name, beside those of the configuration: each a function that is given ``scale_of(pair)`` and returns a
             ``clipkit.losses.base.Loss``. Only in one process, or under torchrun.
         plugin: A module with ``LOSSES``, such a mapping; it is imported on every rank.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program; a configuration cannot say so.
 
     Returns:
         The run: ``folder``, ``step``, ``figures`` of the last evaluation, ``code`` (75 if a signal stopped it).
@@ -77,13 +79,19 @@ def fit(
     ranks = ranks_wanted(loaded, devices_here(loaded))
     if distributed.launched() or ranks[0] == 1:
         module = load_plugin(plugin) if plugin else None
-        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses, plugin=module)
+        return train(
+            loaded, folder, ranks=ranks, resume=resume, own_losses=losses, plugin=module, allow_pipe=allow_pipe
+        )
     if losses:
         raise ValueError(
             "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
         )
     code, message = start_ranks(
-        loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume, plugin=plugin
+        loaded.model_copy(update={"run": str(folder)}),
+        ranks=ranks[0],
+        resume=resume,
+        plugin=plugin,
+        allow_pipe=allow_pipe,
     )
     if code == 2:
         raise ValueError(message)

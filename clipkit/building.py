@@ -18,7 +18,9 @@ from clipkit.config.catalog import shipped_folder
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.source import Source, expand_shards
+from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -103,9 +105,20 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
     )
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
-    """The sources, opened and checked."""
+def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_pipe: bool = False) -> ShardDataModule:
+    """The sources, opened and checked.
+
+    Args:
+        config: The run's configuration.
+        pair: The model, for its tokenizer and its image size.
+        folder: The run folder.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
+    """
     cache = cache_folder(config)
+    train, val = (
+        [_source(name, spec, cache, allow_pipe) for name, spec in specs.items()]
+        for specs in (config.data.train, config.data.val)
+    )
     preprocess = preprocess_of(pair.preprocess)
     spec = config.data.augment
     augment = Augment(
@@ -121,8 +134,8 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         interpolation=preprocess.interpolation,
     )
     return ShardDataModule(
-        train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
-        val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
+        train=train,
+        val=val,
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
@@ -131,6 +144,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardD
         preprocess=preprocess,
         workers=workers(config),
         cache=cache,
+        node_cache=_node_cache(config, cache, [*train, *val]),
         trace=folder if config.data.trace else None,
     )
 
@@ -195,10 +209,25 @@ def workers(config: RunConfig) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // local - 1))
 
 
-def _source(name: str, spec: Any, cache: Path) -> Source:
+def _node_cache(config: RunConfig, cache: Path, sources: list[Source]) -> NodeCache | None:
+    if not any(is_remote(path) for source in sources for path in source.shards):
+        return None
+    held = NodeCache(cache, config.data.cache_size)
+    whose = (
+        "data.cache_size"
+        if config.data.cache_size is not None
+        else "half of the free disk; data.cache_size sets another"
+    )
+    say(f"remote shards are kept in {held.folder}, at most {held.budget / 1e9:,.1f} GB of them ({whose})")
+    return held
+
+
+def _source(name: str, spec: Any, cache: Path, allow_pipe: bool) -> Source:
     shards: list[str] = []
     for pattern in spec.shards:
-        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else expand_shards(pattern)
+        found = (
+            resolve(pattern, cache) if pattern.startswith(EMBEDDED) else expand_shards(pattern, allow_pipe=allow_pipe)
+        )
         if isinstance(found, Path):
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found

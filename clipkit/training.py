@@ -88,6 +88,7 @@ def train(
     resume: str = "auto",
     own_losses: Mapping[str, LossFactory] | None = None,
     plugin: Plugin | None = None,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -98,6 +99,7 @@ def train(
         resume: ``auto``, ``never``, or a checkpoint folder.
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -107,7 +109,7 @@ def train(
     agreement = Agreement(_clocks(config))
     agreement.listen()
     try:
-        return _train(_Request(config, folder, ranks, resume, dict(own_losses or {}), plugin), agreement)
+        return _train(_Request(config, folder, ranks, resume, dict(own_losses or {}), plugin, allow_pipe), agreement)
     finally:
         agreement.release()
 
@@ -122,6 +124,7 @@ class _Request:
     resume: str
     own_losses: Mapping[str, LossFactory]
     plugin: Plugin | None
+    allow_pipe: bool
 
 
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
@@ -144,7 +147,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
-    data = build_data(config, pair, folder=folder)
+    data = build_data(config, pair, folder=folder, allow_pipe=asked.allow_pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)

@@ -47,11 +47,14 @@ def fit(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Let `pipe:` shards run their program; read the configuration first.")
+    ] = False,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
 
-    code = api.fit(config, overrides or [], resume=resume, plugin=plugin).code
+    code = api.fit(config, overrides or [], resume=resume, plugin=plugin, allow_pipe=allow_pipe).code
     if code:
         raise typer.Exit(code)
 

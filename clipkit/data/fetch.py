@@ -53,7 +53,7 @@ class Version(NamedTuple):
 
 
 def _failed(url: str, cause: str, cure: str) -> ShardError:
-    return ShardError(f"{shown(url)}: cannot be fetched, {cause}; {cure}", shown(url))
+    return ShardError(f"{shown(url)}: cannot be fetched, {shown(cause)}; {cure}", shown(url))
 
 
 def _patiently(url: str, attempt: Callable[[float], T], policy: Policy) -> T:

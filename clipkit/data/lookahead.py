@@ -157,7 +157,10 @@ class LookAhead:
         end, shards = self._drawn
         if self._ahead and self._bytes({*self._near, *shards}) > _SHARE * self.cache.budget:
             return False
-        self._wanted += [shard for shard in shards if shard not in self._near]
+        # those that are here are in use from now on, before any is fetched that would take their place
+        self._wanted += [
+            shard for shard in shards if not self.cache.touch(self.order.url(shard)) and shard not in self._near
+        ]
         self._ahead.append((end, shards))
         self._near.update(shards)
         self._drawn = None

@@ -47,7 +47,7 @@ def shown(text: str) -> str:
     """A URL, or a message that holds some, without anything secret: user information, queries, tokens.
 
     >>> shown("GET https://me:pw@host/a.tar?X-Amz-Signature=1f: 403")
-    'GET https://***@host/a.tar?***'
+    'GET https://***@host/a.tar?***: 403'
     """
     for pattern, mask in _MASKS:
         text = pattern.sub(mask, text)
