@@ -89,11 +89,19 @@ class NodeCache:
         folder: The cache folder; shards lie in its folder ``shards``.
         budget: Bytes that they may take together; None is half of what is free there, or theirs already.
         policy: How patiently a shard is fetched.
+
+    Raises:
+        ValueError: If the folder cannot be made.
     """
 
     def __init__(self, folder: Path, budget: int | None = None, policy: Policy | None = None) -> None:
         self.folder = folder / "shards"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder} cannot be made ({error.strerror}); name another folder by data.cache"
+            ) from error
         self.policy = policy or Policy()
         self.budget = budget if budget is not None else (shutil.disk_usage(self.folder).free + self.held()) // 2
 

@@ -16,7 +16,7 @@ from clipkit.data.catalogue import Catalogue, remote_cache
 from clipkit.data.images import BadSample
 from clipkit.data.index import Ints, ShardIndex, load_index
 from clipkit.data.node_cache import NodeCache, OpenedShard
-from clipkit.data.remote_counts import COUNTED
+from clipkit.data.remote_counts import COUNTED, forget_counts
 from clipkit.data.tar import BLOCK, ShardError
 from clipkit.data.urls import is_remote, shown
 
@@ -125,6 +125,8 @@ class ShardReader:
             _check_counted(path, index, int(catalogue.counts[shard]), bytes(catalogue.fingerprints[shard]))
         except ShardError:
             os.close(opened.fd)
+            if self.node_cache is not None and is_remote(path):
+                forget_counts(path, self.node_cache)
             raise
         fields = {name: _small(*span) for name, span in index.fields.items() if name in self.extensions[source]}
         size = index.key.nbytes + sum(column.nbytes for columns in fields.values() for column in columns)

@@ -182,6 +182,11 @@ def remote_counts(urls: Sequence[str], cache: NodeCache) -> list[Counted]:
     return [found[local_names(url)[0]][shard_name(url)] for url in urls]
 
 
+def forget_counts(url: str, cache: NodeCache) -> None:
+    """Ask for the counts of the URL's folder anew at the next start: what is kept of them was shown to be wrong."""
+    own_index(cache, url).with_name("counts.json").unlink(missing_ok=True)
+
+
 def index_remote(urls: Sequence[str], cache: NodeCache) -> list[Path]:
     """Fetch every shard, index it, and list its folder in this machine's cache, where a run then finds the counts.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def shards(make_shards, web):
     """Local shards, the same behind the server, and their pattern."""
     paths = make_shards([30, 41, 25, 36])
     for path in paths:
-        web.files["/x/" + path.rpartition("/")[2]] = open(path, "rb").read()
+        web.files["/x/" + path.rpartition("/")[2]] = Path(path).read_bytes()
     return paths, f"{web.url}/x/{{00000..00003}}.tar"
 
 

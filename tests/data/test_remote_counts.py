@@ -1,6 +1,7 @@
 """Counts come from small files beside the shards; no shard is fetched for them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ def shards(make_shards, web, tmp_path):
     """Local shards, the same behind the server, and their URLs."""
     paths = make_shards([5, 7, 6])
     for path in paths:
-        web.files["/x/" + path.rpartition("/")[2]] = open(path, "rb").read()
+        web.files["/x/" + path.rpartition("/")[2]] = Path(path).read_bytes()
     return paths, [f"{web.url}/x/{i:05d}.tar" for i in range(3)]
 
 
@@ -113,6 +114,8 @@ def test_a_list_that_counts_wrong_shows_when_the_shard_comes(shards, web, cache)
     assert reader.key(0, 1, 0) == "00005"
     with pytest.raises(ShardError, match=r"00000\.tar: holds 5 samples .* says 4; make that list anew"):
         reader.key(0, 0, 0)
+    web.files["/x/sizes.json"] = json.dumps({"00000.tar": 5, "00001.tar": 7, "00002.tar": 6}).encode()
+    assert counts(shards[1], cache) == [5, 7, 6]  # mended, it is asked for again at once
     web.files["/x/index.json"] = json.dumps(
         {"version": 1, "shards": [{"name": "00001.tar", "count": 7, "size": 9, "fingerprint": f"9-{'0' * 32}"}]}
     ).encode()
@@ -120,3 +123,11 @@ def test_a_list_that_counts_wrong_shows_when_the_shard_comes(shards, web, cache)
     reader = ShardReader([open_catalogue(Source("s", (shards[1][1],)), None, other)], [frozenset({"txt"})], None, other)
     with pytest.raises(ShardError, match="another content"):
         reader.key(0, 0, 0)
+
+
+def test_pipes_are_counted_by_reading_them(shards, cache):
+    urls = [f"pipe:cat {path}" for path in shards[0]]
+    with pytest.raises(ValueError, match="no count"):
+        counts(urls, cache)
+    index_remote(urls, cache)
+    assert counts(urls, cache) == [5, 7, 6]
