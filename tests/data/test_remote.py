@@ -65,6 +65,21 @@ def test_by_counts_alone_and_resumed(shards, web, tmp_path):
     second.teardown("fit")
 
 
+def test_ranks_of_a_node_share_its_shards(shards, web, tmp_path):
+    paths, pattern = shards
+    web.files["/x/index.json"] = write_folder_index(os.path.dirname(paths[0])).read_bytes()
+    cache = NodeCache(tmp_path / "cache", 10**9, POLICY)
+    for rank in range(2):
+        here, there = (
+            module(source, ranks=(rank, 2), node_cache=cache) for source in (Source("pairs", paths), remote(pattern))
+        )
+        for left, right in zip(batches(here, 9), batches(there, 9), strict=True):
+            same(left, right)
+        assert (there._look_ahead is None) == (rank == 1)  # one for the node
+        there.teardown("fit")
+    assert max(web.hits.values()) == 1
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_cannot_be_had_ends_the_run_with_its_name(shards, web, tmp_path, workers):
     paths, pattern = shards
