@@ -13,7 +13,7 @@ from clipkit.data.fetch import Policy, download, fetch_small
 from clipkit.data.tar import ShardError
 from clipkit.data.transport import Refused, check_redirect, open_remote, privacy, within
 
-POLICY = Policy(tries=4, timeout=0.3, deadline=3.0, pause=0.01)
+POLICY = Policy(tries=4, timeout=1.0, deadline=20.0, pause=0.01)
 BODY = bytes(range(256)) * 900
 
 

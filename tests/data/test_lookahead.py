@@ -15,7 +15,7 @@ from clipkit.data.node_cache import NodeCache
 from clipkit.data.plan import Plan
 from clipkit.data.source import Source
 
-POLICY = Policy(tries=1, timeout=0.5, deadline=2.0, pause=0.01)
+POLICY = Policy(tries=1, timeout=2.0, deadline=10.0, pause=0.01)
 SIZE, BATCH = 64 * 512, 4096
 
 

@@ -22,7 +22,7 @@ from clipkit.data.urls import local_names, shard_name
 
 from .conftest import write_tar
 
-POLICY = Policy(tries=3, timeout=0.5, deadline=3.0, pause=0.01)
+POLICY = Policy(tries=3, timeout=3.0, deadline=10.0, pause=0.01)
 
 
 def shard(tmp_path, first=0, samples=3, size=3000):
@@ -33,6 +33,11 @@ def shard(tmp_path, first=0, samples=3, size=3000):
 
 def cache(tmp_path, budget=10**9):
     return NodeCache(tmp_path / "cache", budget, POLICY)
+
+
+def take(path):
+    with locked(path, 5):
+        pass
 
 
 def test_two_processes_fetch_a_shard_once(tmp_path, web):
@@ -72,6 +77,10 @@ def test_a_lock_outlives_no_process_and_no_fork_inherits_it(tmp_path):
         held.wait()
         with pytest.raises(TimeoutError, match="another thread"), locked(tmp_path / "lock", 0.05):
             pass
+        other = multiprocessing.get_context("fork").Process(target=take, args=(tmp_path / "lock",))
+        other.start()
+    other.join()
+    assert other.exitcode == 0  # it does not take its parent's thread for one of its own
     with locked(tmp_path / "lock", 1):  # though the child lives on
         pass
     child.kill()

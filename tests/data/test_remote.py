@@ -14,7 +14,7 @@ from clipkit.data.tar import ShardError
 
 from .test_datamodule import batches, module, same
 
-POLICY = Policy(tries=4, timeout=0.5, deadline=5.0, pause=0.01)
+POLICY = Policy(tries=4, timeout=1.5, deadline=20.0, pause=0.01)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from clipkit.data.remote_counts import index_remote, own_index, remote_counts
 from clipkit.data.source import Source
 from clipkit.data.tar import ShardError
 
-POLICY = Policy(tries=3, timeout=0.5, deadline=3.0, pause=0.01)
+POLICY = Policy(tries=3, timeout=3.0, deadline=10.0, pause=0.01)
 
 
 @pytest.fixture
