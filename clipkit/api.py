@@ -48,6 +48,7 @@ def fit(
     losses: Mapping[str, LossFactory] | None = None,
     plugin: str | None = None,
     allow_mismatch: bool = False,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train, or go on with an unfinished run of the same configuration.
 
@@ -60,6 +61,7 @@ def fit(
         plugin: A module with ``LOSSES``, such a mapping; it is imported on every rank.
         allow_mismatch: Whether a run goes on although its data or seed differ: from the checkpoint's weights and optimiser, at the
             beginning of the data given here.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program; a configuration cannot say so.
 
     Returns:
         The run: ``folder``, ``step``, ``figures`` of the last evaluation, ``code`` (75 if a signal stopped it).
@@ -90,13 +92,16 @@ def fit(
             own_losses=losses,
             plugin=module,
             allow_mismatch=allow_mismatch,
+            allow_pipe=allow_pipe,
         )
     if losses:
         raise ValueError(
             "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
         )
     told = loaded.model_copy(update={"run": str(folder)})
-    end = start_ranks(told, ranks=ranks[0], resume=resume, plugin=plugin, allow_mismatch=allow_mismatch)
+    end = start_ranks(
+        told, ranks=ranks[0], resume=resume, plugin=plugin, allow_mismatch=allow_mismatch, allow_pipe=allow_pipe
+    )
     return _outcome_of_ranks(folder, *end)
 
 

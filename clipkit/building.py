@@ -18,10 +18,12 @@ from clipkit.config.catalog import shipped_folder
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.index import default_cache
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.source import Repeat, Source, expand_shards
 from clipkit.data.stages import IMAGE
 from clipkit.data.stream import StreamDataModule, data_module
 from clipkit.data.unlisted import prepare_indexes
+from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -108,7 +110,7 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
     )
 
 
-def prepare_data(config: RunConfig) -> None:
+def prepare_data(config: RunConfig, *, allow_pipe: bool = False) -> None:
     """Index what the sources need and no list has; every rank calls it, before the ranks meet.
 
     Raises:
@@ -117,20 +119,32 @@ def prepare_data(config: RunConfig) -> None:
     cache = cache_folder(config)
     try:
         specs = [*config.data.train.items(), *config.data.val.items()]
-        sources = [_source(name, spec, cache) for name, spec in specs if not spec.stream]
+        sources = [_source(name, spec, cache, allow_pipe) for name, spec in specs if not spec.stream]
     except ValueError:  # a finished run needs no data, another says so when it opens them
         return
     prepare_indexes(sources, cache)
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False) -> ShardDataModule:
-    """The sources, opened and checked."""
+def build_data(
+    config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False, allow_pipe: bool = False
+) -> ShardDataModule:
+    """The sources, opened and checked.
+
+    Args:
+        config: The run's configuration.
+        pair: The model, for its tokenizer and its image size.
+        folder: The run folder.
+        allow_mismatch: Whether a state of other data starts this plan at its beginning.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
+    """
     cache = cache_folder(config)
     last, stages = build_stages(config.data, pair)
     views = dict(last.images)
     augment = views.pop(IMAGE)
-    train = [_source(name, spec, cache) for name, spec in config.data.train.items()]
-    val = [_source(name, spec, cache) for name, spec in config.data.val.items()]
+    train, val = (
+        [_source(name, spec, cache, allow_pipe) for name, spec in specs.items()]
+        for specs in (config.data.train, config.data.val)
+    )
     kind = data_module(train, val)
     if kind is StreamDataModule:
         _refuse_epochs(config)
@@ -149,6 +163,7 @@ def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mis
         workers=workers(config),
         start_method=None if config.data.start_method == "auto" else config.data.start_method,
         cache=cache,
+        node_cache=_node_cache(config, cache, [*train, *val]),
         trace=folder if config.data.trace else None,
         allow_mismatch=allow_mismatch,
     )
@@ -220,10 +235,23 @@ def workers(config: RunConfig) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // local - 1))
 
 
-def _source(name: str, spec: Any, cache: Path) -> Source:
+def _node_cache(config: RunConfig, cache: Path, sources: list[Source]) -> NodeCache | None:
+    if not any(is_remote(path) for source in sources for path in source.shards):
+        return None
+    held = NodeCache(cache, config.data.cache_size)
+    whose = (
+        "data.cache_size"
+        if config.data.cache_size is not None
+        else "half of the free disk; data.cache_size sets another"
+    )
+    say(f"remote shards are kept in {held.folder}, at most {held.budget / 1e9:,.1f} GB of them ({whose})")
+    return held
+
+
+def _source(name: str, spec: Any, cache: Path, allow_pipe: bool) -> Source:
     shards: list[str] = []
     for pattern in spec.shards:
-        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else _expand(name, pattern)
+        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else _expand(name, pattern, allow_pipe)
         if isinstance(found, Path):
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
@@ -258,9 +286,9 @@ def _refuse_epochs(config: RunConfig) -> None:
             raise ValueError(f"{name}={duration}: streamed sources have no epochs; write samples or steps")
 
 
-def _expand(name: str, pattern: str) -> list[str]:
+def _expand(name: str, pattern: str, allow_pipe: bool) -> list[str]:
     try:
-        return expand_shards(pattern)
+        return expand_shards(pattern, allow_pipe=allow_pipe)
     except ValueError as error:
         raise ValueError(f"source {name!r}: {error}") from error
 

@@ -22,7 +22,7 @@ MAY_CHANGE = (
     "run:",
     "data.workers",
     "data.start_method",
-    "data.cache",
+    "data.cache",  # and data.cache_size
     "data.trace",
     "trainer.devices",
     "trainer.nodes",

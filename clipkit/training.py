@@ -92,6 +92,7 @@ def train(
     own_losses: Mapping[str, LossFactory] | None = None,
     plugin: Plugin | None = None,
     allow_mismatch: bool = False,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -103,6 +104,7 @@ def train(
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
         allow_mismatch: Whether to go on from a checkpoint of other data or another seed, at the beginning of these.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -112,9 +114,9 @@ def train(
     agreement = Agreement(_clocks(config))
     agreement.listen()
     try:
-        return _train(
-            _Request(config, folder, ranks, resume, dict(own_losses or {}), plugin, allow_mismatch), agreement
-        )
+        losses = dict(own_losses or {})
+        asked = _Request(config, folder, ranks, resume, losses, plugin, allow_mismatch, allow_pipe)
+        return _train(asked, agreement)
     finally:
         agreement.release()
 
@@ -130,13 +132,14 @@ class _Request:
     own_losses: Mapping[str, LossFactory]
     plugin: Plugin | None
     allow_mismatch: bool
+    allow_pipe: bool
 
 
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
     config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
     gpu = uses_gpu(config)
-    prepare_data(config)  # may take long: ranks that are in a group already would time out
+    prepare_data(config, allow_pipe=asked.allow_pipe)  # may take long: ranks that are in a group already would time out
     distributed.init(world, gpu=gpu)
     if config.data.batch_size % world:
         raise ValueError(
@@ -157,7 +160,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
-    data = build_data(config, pair, folder=folder, allow_mismatch=allow)
+    data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allow_pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)

@@ -56,6 +56,9 @@ def fit(
     ] = False,
     image_column: Annotated[str | None, typer.Option(help="Of a table to be packed: data.pack.image_column.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Likewise data.pack.caption_column.")] = None,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Let `pipe:` shards run their program; read the configuration first.")
+    ] = False,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
@@ -63,9 +66,9 @@ def fit(
     columns = {"image_column": image_column, "caption_column": caption_column}
     given = [f"data.pack.{key}={json.dumps(name)}" for key, name in columns.items() if name is not None]
     changes = [*(overrides or []), *given]
-    code = api.fit(config, changes, resume=resume, plugin=plugin, allow_mismatch=allow_mismatch).code
-    if code:
-        raise typer.Exit(code)
+    run = api.fit(config, changes, resume=resume, plugin=plugin, allow_mismatch=allow_mismatch, allow_pipe=allow_pipe)
+    if run.code:
+        raise typer.Exit(run.code)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from clipkit.config.augment import AnyAugmentSpec, AugmentSpec, ShareAboveZero, 
 from clipkit.config.base import Length, LocatedErrors, Name, Positive, Share, Spec, Text, Texts, as_list
 from clipkit.config.expression import NAME, parse_expression
 from clipkit.config.short_sources import as_sources
-from clipkit.config.units import Count, CountOrAuto
+from clipkit.config.units import Bytes, Count, CountOrAuto
 
 _FIELD_VALUE = re.compile(r"json\.[^.\s]+|[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
@@ -73,7 +73,8 @@ class SourceSpec(Spec):
 
     shards: Annotated[list[Text], BeforeValidator(as_list, json_schema_input_type=str | list[str])] = Field(
         default_factory=list,
-        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; or embedded:NAME.",
+        description="WebDataset tars: a path or several, with brace ranges {00000..01099} or globs; URLs of https, s3, gs or hf "
+        "with brace ranges; or embedded:NAME.",
     )
     loose: Text | None = Field(
         None,
@@ -195,6 +196,11 @@ class DataSpec(Spec):
         0.01, description="Share of the samples seen that may be unreadable before the run stops; each is counted."
     )
     cache: Text | None = Field(
-        None, description="Folder for shard indexes and embedded data; unset: CLIPKIT_CACHE, else ~/.cache/clipkit."
+        None,
+        description="Folder for shard indexes, remote shards and embedded data; unset: CLIPKIT_CACHE, else ~/.cache/clipkit.",
+    )
+    cache_size: Annotated[Bytes, Field(ge=1)] | None = Field(
+        None,
+        description="Bytes of remote shards kept on each node, such as 200GB; unset: half of the disk's free space.",
     )
     trace: bool = Field(False, description="Write the keys of every batch to samples.rankR.jsonl in the run folder.")

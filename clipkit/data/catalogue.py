@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from clipkit.data.chosen import Chosen
 from clipkit.data.index import load_index
 from clipkit.data.listing import Lists, entry_of, read_lists, split_path
+from clipkit.data.node_cache import NodeCache
+from clipkit.data.remote_counts import remote_counts
 from clipkit.data.selection import choose
 from clipkit.data.source import Source
+from clipkit.data.urls import is_remote
 
 
 @dataclass(frozen=True)
@@ -49,22 +52,31 @@ class Catalogue:
         return f"{int(self.counts.sum())}-{digest.hexdigest()}"
 
 
-def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
+def open_catalogue(source: Source, cache: Path | None, node_cache: NodeCache | None = None) -> Catalogue:
     """Count a source's samples: by the folder's ``index.json`` where it lists the shard at its size, else by its index.
+
+    Remote shards are counted by what lies beside them (``remote_counts``); none is fetched.
 
     Args:
         source: The source.
         cache: Folder for sidecars that cannot be kept beside the shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache``.
 
     Raises:
         ShardError: If a shard is missing or cannot be indexed.
-        ValueError: If the source's selection keeps nothing, or asks for what is not there.
+        ValueError: If the source's selection keeps nothing, or asks for what is not there, or there are no counts for a remote shard.
     """
     folders: dict[str, Lists] = {}
     # filled in place: small objects that stay alive between those of a large index.json would pin all its memory
     counts = np.empty(len(source.shards), np.int64)
     fingerprints = np.empty(len(source.shards), "S56")  # a size of at most 20 digits and a hash of 32
+    remote = [path for path in source.shards if is_remote(path)]
+    counted = iter(remote_counts(remote, node_cache or remote_cache(cache)) if remote else ())
     for number, path in enumerate(source.shards):
+        if is_remote(path):
+            counts[number], mark = next(counted)
+            fingerprints[number] = mark.encode()
+            continue
         folder, name = split_path(path)
         if folder not in folders:
             folders[folder] = read_lists(folder, cache)
@@ -77,3 +89,14 @@ def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
             counts[number], fingerprints[number] = len(index), index.fingerprint.encode()
     paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
     return Catalogue(paths, counts, fingerprints, choose(source, counts, fingerprints, cache))
+
+
+def remote_cache(cache: Path | None) -> NodeCache:
+    """The cache of remote shards in a cache folder.
+
+    Raises:
+        ValueError: If there is no folder.
+    """
+    if cache is None:
+        raise ValueError("remote shards are kept in a cache folder and none was given; pass cache=")
+    return NodeCache(cache)

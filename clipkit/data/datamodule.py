@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader
 
 from clipkit import distributed
 from clipkit.data.account import Counts, EpochAccount, add, count_records, merge, report
-from clipkit.data.catalogue import Catalogue, open_catalogue
-from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
+from clipkit.data.catalogue import Catalogue, open_catalogue, remote_cache
+from clipkit.data.check import PROBED, check_budget, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
 from clipkit.data.images import Decode
+from clipkit.data.lookahead import LookAhead, NodeOrder
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
 from clipkit.data.selection import rule
@@ -26,6 +28,7 @@ from clipkit.data.source import Source
 from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
+from clipkit.data.urls import is_remote
 from clipkit.data.worker import as_it_is, start_worker
 
 VERSION = 1
@@ -52,7 +55,8 @@ class ShardDataModule(LightningDataModule):
         stages: What stands in for the four above at first, each with where it ends.
         workers: Loader processes of this rank; 0 loads in the training process.
         start_method: How they start: ``fork``, ``forkserver``, ``spawn``, or None for Python's own choice.
-        cache: Folder for indexes that cannot be kept beside the shards.
+        cache: Folder for indexes that cannot be kept beside the shards, and for remote shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache`` where a source is remote.
         trace: Folder of ``samples.rankR.jsonl``, or None for no trace.
         ranks: This rank and how many there are; None asks the process group.
         allow_mismatch: Whether a state of other data starts this plan at its position 0, where it would be refused.
@@ -82,6 +86,7 @@ class ShardDataModule(LightningDataModule):
         workers: int = 0,
         start_method: str | None = None,
         cache: Path | None = None,
+        node_cache: NodeCache | None = None,
         trace: Path | None = None,
         ranks: tuple[int, int] | None = None,
         allow_mismatch: bool = False,
@@ -98,6 +103,9 @@ class ShardDataModule(LightningDataModule):
         self.allow_mismatch = allow_mismatch
         self.position = 0
         self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
+        remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
+        self.node_cache = (node_cache or remote_cache(cache)) if remote else None
+        self._look_ahead: LookAhead | None = None
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
@@ -112,9 +120,21 @@ class ShardDataModule(LightningDataModule):
             seed=seed,
             stages=self.stages,
             cache=cache,
+            node_cache=self.node_cache,
         )
         self._check_train()
         self.dataset.reader.close()  # workers open their own
+        local = distributed.launcher_world()[0] if distributed.launched() else self.world
+        first = self.rank // local * local
+        self._node = NodeOrder(
+            self.plan,
+            self.catalogues,
+            batch_size=batch_size,
+            ranks=range(first, first + local),
+            world=self.world,
+        )
+        if self.node_cache is not None:
+            check_budget(self._node, self.node_cache, batches=2 * workers + 2)  # what the workers have in hand
         self._trace = None if trace is None else Trace(trace, self.rank)
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
         self._bad_here: Counts = {}  # of this rank, since then
@@ -123,7 +143,7 @@ class ShardDataModule(LightningDataModule):
         self._val_loader: DataLoader[Batch] | None = None
 
     def _open_train(self) -> tuple[list[Catalogue], Plan]:
-        catalogues = [open_catalogue(source, self.cache) for source in self.train]
+        catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.train]
         weights = [source.weight for source in self.train]
         return catalogues, Plan([held.planned for held in catalogues], weights, self.seed)
 
@@ -178,11 +198,32 @@ class ShardDataModule(LightningDataModule):
             batches=self.batches,
             rank=self.rank,
             world=self.world,
-            position=lambda: self.position,
+            position=self._start,
             earlier=lambda: self.earlier_steps,
             stage=self.stage_at,
         )
         return self._loader(self.dataset, sampler, persistent=True)
+
+    def _start(self) -> int:
+        """Where iteration starts, once the position is known and the workers are forked: no thread of ours is there before."""
+        if self.node_cache is not None and self.rank == self._node.ranks[0]:
+            self._end_look_ahead()
+            end = (self.batches - self.earlier_steps) * self.batch_size
+            self._look_ahead = LookAhead(self._node, self.node_cache, position=lambda: self.position, end=end)
+        return self.position
+
+    def _end_look_ahead(self) -> None:
+        if self._look_ahead is not None:
+            self._look_ahead.stop()
+            self._look_ahead = None
+
+    def teardown(self, stage: str) -> None:
+        """End what fetches remote shards ahead."""
+        self._end_look_ahead()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The same, where the run failed."""
+        self._end_look_ahead()
 
     def val_batches(self) -> Iterator[Batch]:
         """Full batches of the validation sources, each sample at most once, in the order in which they lie.
@@ -197,7 +238,7 @@ class ShardDataModule(LightningDataModule):
 
     def _make_val_loader(self) -> DataLoader[Batch]:
         check_fields(self.val)
-        catalogues = [open_catalogue(source, self.cache) for source in self.val]
+        catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.val]
         order = InOrder([held.planned for held in catalogues])
         dataset = ShardDataset(
             sources=self.val,
@@ -206,6 +247,7 @@ class ShardDataModule(LightningDataModule):
             seed=self.seed,
             stages=[self.val_stage],
             cache=self.cache,
+            node_cache=self.node_cache,
         )
         starts = np.concatenate([[0], np.cumsum([held.planned.sum() for held in catalogues])])
         firsts = [np.arange(start, stop) for start, stop in pairwise(starts)]

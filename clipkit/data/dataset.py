@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 from clipkit.data.catalogue import Catalogue
 from clipkit.data.draws import CAPTION, uniforms
 from clipkit.data.images import MOST_BYTES, BadSample, Decode, decode
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.pixels import Pixels
 from clipkit.data.plan import Ints, Rows
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Place, Source
 from clipkit.data.stages import Stage, transformed
+from clipkit.data.urls import shown
 from clipkit.data.values import caption, find, hash64, label
 
 _MOST_SUBSTITUTES = 100
@@ -98,6 +100,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         seed: The run's seed.
         stages: How samples become a batch, by the request's stage.
         cache: Folder for sidecars that cannot be kept beside the shards.
+        node_cache: Where remote shards are kept.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         seed: int,
         stages: Sequence[Stage],
         cache: Path | None,
+        node_cache: NodeCache | None = None,
     ) -> None:
         self.names = [source.name for source in sources]
         self.first_caption = [source.captions == "first" for source in sources]
@@ -118,7 +122,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         self.seed = seed
         self.stages = list(stages)
         wanted = [frozenset(place.extension for every in places.values() for place in every) for places in self.places]
-        self.reader = ShardReader(catalogues, wanted, cache)
+        self.reader = ShardReader(catalogues, wanted, cache, node_cache)
 
     def read(self, source: int, shard: int, sample: int, draw: float, how: Decode | None = None) -> Sample:
         """One sample, decoded.
@@ -155,7 +159,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
             position=int(row.position[0]),
             source=self.names[source],
             epoch=int(row.epoch[0]),
-            shard=self.catalogues[source].path(shard),
+            shard=shown(self.catalogues[source].path(shard)),
             key=self.reader.key(source, shard, int(row.sample[0])),
             cause=error.cause,
             detail=error.detail,

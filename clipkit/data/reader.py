@@ -12,10 +12,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.catalogue import Catalogue
+from clipkit.data.catalogue import Catalogue, remote_cache
 from clipkit.data.images import BadSample
-from clipkit.data.index import Ints, Small, load_index, sidecar_path
+from clipkit.data.index import Ints, ShardIndex, Small, load_index, sidecar_path
+from clipkit.data.node_cache import NodeCache, OpenedShard
+from clipkit.data.remote_counts import COUNTED, forget_counts
 from clipkit.data.tar import BLOCK, ShardError, pread
+from clipkit.data.urls import is_remote, shown
 
 MOST_OPEN = 256
 MOST_HELD = (
@@ -41,6 +44,18 @@ class _OpenShard:
     held: int
 
 
+def _check_counted(path: str, index: ShardIndex, count: int, fingerprint: bytes) -> None:
+    """Whether a shard is what the start counted; of some remote shards only the number of samples was known then."""
+    if len(index) == count and (fingerprint.startswith(COUNTED) or index.fingerprint.encode() == fingerprint):
+        return
+    if is_remote(path):
+        text = f"{shown(path)}: holds {len(index):,} samples in {index.size:,} bytes, its list beside it says {count:,}"
+        cure = " and another content" if len(index) == count else ""
+        raise ShardError(f"{text}{cure}; make that list anew (index.json, sizes.json or _stats.json)", shown(path))
+    text = f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
+    raise ShardError(text + "was rewritten on purpose, and start again", path)
+
+
 class ShardReader:
     """Reads samples of the shards of several sources.
 
@@ -48,14 +63,20 @@ class ShardReader:
         catalogues: Per source its shards.
         extensions: Per source the members that are read.
         cache: Folder for sidecars that cannot be kept beside the shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache`` when the first is read.
     """
 
     def __init__(
-        self, catalogues: Sequence[Catalogue], extensions: Sequence[frozenset[str]], cache: Path | None
+        self,
+        catalogues: Sequence[Catalogue],
+        extensions: Sequence[frozenset[str]],
+        cache: Path | None,
+        node_cache: NodeCache | None = None,
     ) -> None:
         self.catalogues = list(catalogues)
         self.extensions = list(extensions)
         self.cache = cache
+        self.node_cache = node_cache
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
         self._held = 0
 
@@ -79,13 +100,15 @@ class ShardReader:
             return held
         catalogue = self.catalogues[source]
         path = catalogue.path(shard)
-        index = load_index(path, self.cache)
-        counted = int(catalogue.counts[shard]), bytes(catalogue.fingerprints[shard])
-        if (len(index), index.fingerprint.encode()) != counted:
-            text = (
-                f"{path}: its content is not what was counted at the start; delete index.json beside it if the shard "
-            )
-            raise ShardError(text + "was rewritten on purpose, and start again", path)
+        opened = self.open(path)
+        index = opened.index
+        try:
+            _check_counted(path, index, int(catalogue.counts[shard]), bytes(catalogue.fingerprints[shard]))
+        except ShardError:
+            os.close(opened.fd)
+            if self.node_cache is not None and is_remote(path):
+                forget_counts(path, self.node_cache)
+            raise
         fields = {name: _small(*span) for name, span in index.fields.items() if name in self.extensions[source]}
         check = np.zeros(len(index), np.uint32)
         for name in fields:
@@ -93,7 +116,7 @@ class ShardReader:
         size = index.key.nbytes + check.nbytes + sum(column.nbytes for columns in fields.values() for column in columns)
         while self._open and (len(self._open) >= MOST_OPEN or self._held + size > MOST_HELD):
             self._close_oldest()
-        held = _OpenShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index.key, fields, check, size)
+        held = _OpenShard(opened.path, opened.fd, index.key, fields, check, size)
         self._open[source, shard] = held
         self._held += size
         return held
@@ -102,6 +125,23 @@ class ShardReader:
         """Where a planned sample lies among all of its shard."""
         chosen = self.catalogues[source].chosen
         return sample if chosen is None else chosen.physical(shard, sample)
+
+    def open(self, path: str) -> OpenedShard:
+        """A shard, brought to this machine if it is remote; the caller closes its descriptor.
+
+        Raises:
+            ShardError: If it cannot be had or indexed.
+        """
+        if not is_remote(path):
+            index = load_index(path, self.cache)
+            return OpenedShard(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC), index)
+        if self.node_cache is None:
+            self.node_cache = remote_cache(self.cache)
+        for number, held in list(self._open.items()):
+            if os.fstat(held.fd).st_nlink == 0:  # evicted: its bytes leave the disk when the last process lets go of it
+                self._open.move_to_end(number, last=False)
+                self._close_oldest()
+        return self.node_cache.open(path)
 
     def key(self, source: int, shard: int, sample: int) -> str:
         """The key of a sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -12,6 +13,9 @@ from typing import Literal, NamedTuple
 
 from braceexpand import braceexpand
 
+from clipkit.data.urls import PIPE, check_url, is_remote, pattern_of, read_pipe, shown
+
+_log = logging.getLogger(__name__)
 _MOST_SHARDS = 1_000_000
 FIELDS = ("image", "text", "label")
 DEFAULT_FIELDS = {"image": ("jpg", "jpeg", "png", "webp"), "text": ("txt",)}
@@ -64,7 +68,7 @@ class Source:
 
     Args:
         name: Its name in the configuration and in every report.
-        shards: Paths of plain tars.
+        shards: Paths or URLs of plain tars.
         weight: Its share of the samples trained on, relative to the other sources' weights, whatever its size.
         fields: Per field the places it may be in, the first that a sample has: an extension or ``json.KEY``.
         stream: Whether they are read from front to back, without an index.
@@ -100,26 +104,28 @@ class Source:
         return {name: tuple(parse_place(text) for text in texts) for name, texts in self.fields.items()}
 
 
-def expand_shards(pattern: str) -> list[str]:
+def expand_shards(pattern: str, *, allow_pipe: bool = False) -> list[str]:
     """The shards that a pattern names.
 
     Args:
-        pattern: A path with brace ranges (``{00000..01099}``) and wildcards, or a folder (all its ``*.tar``).
+        pattern: A path with brace ranges (``{00000..01099}``) and wildcards, a folder (all its ``*.tar``), or a URL with brace ranges. A
+            ``pipe:`` of aws, curl, gsutil and the like is read as the URL that it copies.
+        allow_pipe: Whether another ``pipe:`` may run its program; only a user at the command line can say so, never a file.
 
     Returns:
-        Paths, sorted within each wildcard.
+        Paths, sorted within each wildcard, or URLs.
 
     Raises:
         ValueError: If there is none, or one that a range names is missing.
     """
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise ValueError(f"shards {pattern!r}: only files of this machine are read; copy or mount them")
     try:
         names = list(islice(braceexpand(os.path.expanduser(pattern)), _MOST_SHARDS + 1))
     except ValueError as error:
-        raise ValueError(f"shards {pattern!r}: {error}; ranges look like {{00000..01099}}") from error
+        raise ValueError(f"shards {shown(pattern)!r}: {error}; ranges look like {{00000..01099}}") from error
     if len(names) > _MOST_SHARDS:
-        raise ValueError(f"shards {pattern!r}: more than {_MOST_SHARDS:,} names; is the range right?")
+        raise ValueError(f"shards {shown(pattern)!r}: more than {_MOST_SHARDS:,} names; is the range right?")
+    if is_remote(pattern):
+        return _remote(pattern, names, allow_pipe)
     found: list[str] = []
     missing: list[str] = []
     for name in names:
@@ -144,3 +150,20 @@ def expand_shards(pattern: str) -> list[str]:
     if not found:
         raise ValueError(f"shards {pattern!r}: no file matches; check the path")
     return found
+
+
+def _remote(pattern: str, names: list[str], allow_pipe: bool) -> list[str]:
+    """URLs, with pipes read as such; whether they are there is known when they are fetched."""
+    if pattern.startswith(PIPE):
+        urls = [read_pipe(name) for name in names]
+        if all(urls):
+            names = [url for url in urls if url]
+            _log.warning("%s is read as %s; no program is run", shown(pattern), pattern_of(names))
+        elif allow_pipe:
+            return names
+        else:
+            cure = "name the URL that it reads (https, s3, gs, hf), or start with --allow-pipe if you trust the command"
+            raise ValueError(f"shards {shown(pattern)!r}: programs are not run; {cure}")
+    for name in names:
+        check_url(name)
+    return names

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from collections import deque
 
 import numpy as np
 import pytest
@@ -134,8 +135,7 @@ def test_killed_workers_cost_nothing_but_a_resume(source):
         for worker in iterator._workers:
             os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises((RuntimeError, EOFError, OSError)):  # the last two where it died while handing over a batch
-            for batch in iterator:
-                data.advance(batch)
+            deque(map(data.advance, iterator), maxlen=0)
     finally:
         signal.signal(signal.SIGCHLD, heard)
     del iterator
