@@ -64,7 +64,7 @@ def pack(
 @app.command()
 def index(
     paths: Annotated[
-        list[str], typer.Argument(help="Folders of shards, shards, ranges {00000..01099}.tar, wildcards.")
+        list[str], typer.Argument(help="Folders of shards, shards, ranges {00000..01099}.tar, wildcards, URLs.")
     ],
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; unset: one a core, fewer for a few shards.")
@@ -74,10 +74,20 @@ def index(
     """Index shards: a sidecar each and the list of their folder, so that a run starts at once. What is fresh stays."""
     from clipkit.data.index import default_cache
     from clipkit.data.indexing import index_shards
+    from clipkit.data.node_cache import NodeCache
+    from clipkit.data.remote_counts import index_remote
     from clipkit.data.source import expand_shards
+    from clipkit.data.urls import is_remote
 
     shards = [shard for pattern in paths for shard in expand_shards(pattern)]
-    report = index_shards(shards, default_cache(), workers=workers, ray=ray)
+    if remote := [shard for shard in shards if is_remote(shard)]:
+        for path in index_remote(remote, NodeCache(default_cache())):
+            typer.echo(f"{path}: copied beside the shards, as index.json, it serves every machine")
+    if len(remote) == len(shards):
+        return
+    report = index_shards(
+        [shard for shard in shards if not is_remote(shard)], default_cache(), workers=workers, ray=ray
+    )
     typer.echo(str(report))
     report.raise_refusals()
     report.raise_unkept()

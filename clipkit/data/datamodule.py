@@ -29,7 +29,7 @@ from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
 from clipkit.data.urls import is_remote
-from clipkit.data.worker import as_it_is, start_worker
+from clipkit.data.worker import as_it_is, end_workers, start_worker
 
 VERSION = 1
 Batch = dict[str, Any]
@@ -106,6 +106,7 @@ class ShardDataModule(LightningDataModule):
         remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
         self.node_cache = (node_cache or remote_cache(cache)) if remote else None
         self._look_ahead: LookAhead | None = None
+        self._loaders: list[DataLoader[Batch]] = []
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
@@ -178,7 +179,7 @@ class ShardDataModule(LightningDataModule):
         return sum(int(plan["steps"]) for plan in self.earlier)
 
     def _loader(self, dataset: ShardDataset, sampler: PlanSampler, *, persistent: bool) -> DataLoader[Batch]:
-        return DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # torch's types know lists of indices alone
             num_workers=self.workers,
@@ -188,6 +189,8 @@ class ShardDataModule(LightningDataModule):
             multiprocessing_context=self.start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
+        self._loaders.append(loader)
+        return loader
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches from ``position`` to the end of the run; its ``len`` is that of the whole run."""
@@ -218,12 +221,13 @@ class ShardDataModule(LightningDataModule):
             self._look_ahead = None
 
     def teardown(self, stage: str) -> None:
-        """End what fetches remote shards ahead."""
+        """End what fetches remote shards ahead, and the loader's processes."""
         self._end_look_ahead()
+        end_workers(self._loaders)
 
     def on_exception(self, exception: BaseException) -> None:
         """The same, where the run failed."""
-        self._end_look_ahead()
+        self.teardown("fit")
 
     def val_batches(self) -> Iterator[Batch]:
         """Full batches of the validation sources, each sample at most once, in the order in which they lie.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 
 def start_worker(_: int) -> None:
@@ -18,3 +20,17 @@ def start_worker(_: int) -> None:
 def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
     """A set that gives whole batches needs no collating."""
     return batch
+
+
+def end_workers(loaders: Iterable[DataLoader[Any]]) -> None:
+    """End the processes of loaders that are not needed any more; one that is waiting for a server hears no signal but this."""
+    for loader in loaders:
+        iterator: Any = loader._iterator
+        if iterator is None or not hasattr(iterator, "_shutdown_workers"):
+            continue
+        iterator._shutdown_workers()  # asks, and waits a few seconds for each
+        for worker in iterator._workers:
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        loader._iterator = None

@@ -404,3 +404,17 @@ def test_other_data_begin_anew_where_that_is_allowed_and_that_resumes_exactly(so
     third.load_state_dict(state)
     assert (third.position, third.earlier_steps) == (0, 25)
     assert len(batches(third)) == 5
+
+
+def test_a_worker_that_waits_does_not_outlive_the_run(source, monkeypatch):
+    from clipkit.data.reader import ShardReader
+
+    data = module(source, workers=1)
+    monkeypatch.setattr(ShardReader, "members", lambda *_: time.sleep(600))  # a server that says nothing
+    loader = data.train_dataloader()
+    iterator = iter(loader)
+    (worker,) = iterator._workers
+    assert worker.is_alive()
+    data.teardown("fit")
+    assert not worker.is_alive()
+    assert loader._iterator is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clipkit.data.fetch import Policy
-from clipkit.data.index import write_folder_index
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.node_cache import NodeCache
 from clipkit.data.source import Source, expand_shards
 from clipkit.data.tar import ShardError

@@ -7,7 +7,7 @@ import pytest
 
 from clipkit.data.catalogue import open_catalogue
 from clipkit.data.fetch import Policy
-from clipkit.data.index import write_folder_index
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.node_cache import NodeCache
 from clipkit.data.reader import ShardReader
 from clipkit.data.remote_counts import index_remote, own_index, remote_counts
@@ -131,3 +131,16 @@ def test_pipes_are_counted_by_reading_them(shards, cache):
         counts(urls, cache)
     index_remote(urls, cache)
     assert counts(urls, cache) == [5, 7, 6]
+
+
+def test_the_verb_indexes_urls_and_a_run_then_starts(shards, web, tmp_path, monkeypatch, capsys):
+    from clipkit.cli.main import run as command_line
+
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path / "cache"))
+    _, urls = shards
+    assert command_line(["data", "index", f"{web.url}/x/{{00000..00002}}.tar?token=canary"]) == 0
+    said = capsys.readouterr()
+    assert "it serves every machine" in said.out
+    assert "canary" not in said.out + said.err
+    held = NodeCache(tmp_path / "cache", 10**9, POLICY)
+    assert counts([f"{url}?token=canary" for url in urls], held) == [5, 7, 6]
