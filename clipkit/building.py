@@ -28,6 +28,7 @@ from clipkit.losses.base import Loss
 from clipkit.losses.infonce import InfoNCE
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
+from clipkit.towers.base import Tower
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
@@ -43,7 +44,20 @@ def build_model(config: RunConfig) -> OpenClipPair:
     pair, source, notes = load_pair(shipped_model(config.model.name), config.model.pretrained)
     for note in notes:
         say(note if source else f"{config.model.name}: training starts from random weights (seed {config.seed})")
+    if config.model.patch_dropout:
+        pair.image.drop_patches(config.model.patch_dropout)
+    _lock({"image": pair.image, "text": pair.text}, config)
     return pair
+
+
+def _lock(towers: Mapping[str, Tower], config: RunConfig) -> None:
+    for field, spec in config.model.lock.items():
+        if field not in towers:
+            raise ValueError(f"model.lock.{field}: there is no such tower; the towers are {', '.join(towers)}")
+        try:
+            towers[field].lock(spec.unlocked)
+        except ValueError as error:
+            raise ValueError(f"model.lock.{field}: {error}") from error
 
 
 def shipped_model(name: str) -> str:
@@ -100,7 +114,19 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
         warmup=warmup,
         schedule=config.optim.schedule,
         steps=steps,
+        layer_decay=config.optim.layer_decay,
+        layers=_layers({"image": pair.image, "text": pair.text}),
     )
+
+
+def _layers(towers: Mapping[str, Tower]) -> Callable[[str], int]:
+    """Depth of a module's parameters by name; what belongs to no tower (scales, a loss's heads) has none."""
+    depths = {
+        f"towers.by_field.{field}.{name}": depth
+        for field, tower in towers.items()
+        for name, depth in tower.depths().items()
+    }
+    return lambda name: depths.get(name, 0)
 
 
 def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:

@@ -18,7 +18,9 @@ from clipkit.building import LossFactory, build_data, build_model, build_module,
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
+from clipkit.callbacks.ema import Ema
 from clipkit.callbacks.evaluate import Evaluate
+from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
@@ -302,7 +304,9 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
-    return [account, agreement, metrics, evaluate, save, OffTheClock(metrics)]
+    guard = ReportSkipped(every=window, steps=steps)
+    ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
+    return [account, agreement, guard, *ema, metrics, evaluate, save, OffTheClock(metrics)]
 
 
 def _clocks(config: RunConfig) -> dict[str, float]:
@@ -366,6 +370,7 @@ def _quieten() -> None:
         ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*srun.*",
+        ".*in eval mode at the start of training.*",  # locked towers
         ".*isinstance.treespec, LeafSpec.*",
         ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
     ):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
-    ("2b", {"encoder", "loading", "optim"}),
+    ("2b", {"encoder", "guard", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
     ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "loggers"}),
     ("4", {"api", "demo", "report"}),

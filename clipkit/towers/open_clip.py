@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.towers.base import Features, Tokenize, Tower, unit
+from clipkit.towers.depth import depths
 
 CONFIG_FILE = "open_clip_config.json"
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
@@ -46,6 +47,30 @@ class ImageTower(Tower):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
 
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the projection."""
+        return {f"model.{name}": depth for name, depth in depths(self.model).items()}
+
+    def drop_patches(self, share: float) -> None:
+        """Leave out a share of the patches in training (FLIP, https://arxiv.org/abs/2212.00794).
+
+        Raises:
+            ValueError: If the tower is no transformer over patches that open_clip or timm can drop.
+        """
+        from open_clip.transformer import PatchDropout
+
+        trunk = getattr(self.model, "trunk", None)
+        if hasattr(self.model, "patch_dropout"):
+            self.model.patch_dropout = PatchDropout(share)
+        elif hasattr(trunk, "patch_drop"):
+            from timm.layers.patch_dropout import PatchDropout as TimmPatchDropout
+
+            trunk.patch_drop = TimmPatchDropout(share, num_prefix_tokens=trunk.num_prefix_tokens)  # type: ignore[union-attr]
+        else:
+            raise ValueError(
+                f"model.patch_dropout={share}: {type(trunk or self.model).__name__} has no patches to drop; leave it out"
+            )
+
     def normalise(self, x: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) as the floats that the model was made for."""
         dtype = next(self.model.parameters()).dtype
@@ -69,6 +94,10 @@ class TextTower(Tower):
         super().__init__()
         self.model = model
         self.pooling = _trimmable(model)
+
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the projection."""
+        return {f"model.{name}": depth for name, depth in depths(self.model).items()}
 
     def lengths(self, x: Tensor) -> list[int] | None:
         """Tokens up to the one that is pooled, or None where pooling depends on padding (SigLIP) or on an added token (CoCa)."""

@@ -18,7 +18,7 @@ PAIRS = [
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
-    (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
+    (OptimSpec, Optim, {"steps", "layers"}, {"clip_norm", "ema"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
     (RetrievalSpec, Retrieval, {"batch_size", "workers"}, {"kind"}),
 ]

@@ -29,7 +29,7 @@ def test_all_at_once_from_every_layer(folder, report):
         "    allowed: accelerator, compile, deterministic, devices, length, lightning, micro_batch, nodes, precision",
         "low.yaml:4:3: data.batch_size = 0: must be greater than or equal to 1",
         "low.yaml:7:9: optim.lrr = 1: unknown key; did you mean 'lr'?",
-        "    allowed: betas, clip_norm, eps, lr, schedule, warmup, weight_decay",
+        "    allowed: betas, clip_norm, ema, eps, layer_decay, lr, schedule, warmup, weight_decay",
     ]
 
 
@@ -118,7 +118,7 @@ ONE_FAULT = {
     ],
     "model.pretraned=x": [
         "model.pretraned = 'x': unknown key; did you mean 'pretrained'?",
-        "    allowed: name, pretrained",
+        "    allowed: lock, name, patch_dropout, pretrained",
     ],
     "seed.x=1": ["seed: must be a whole number"],
     "base=other.yaml": ["base: `base` is read from the file only"],
