@@ -28,6 +28,7 @@ from clipkit.building import build_model, build_module
 from clipkit.callbacks.agreement import Agreement
 from clipkit.config import RunConfig, load_config
 from clipkit.module import Batch, CLIPModule
+from clipkit.quiet import quieten
 
 STEP_SECONDS = 0.5
 PAIRS, WARM_UP, BLOCK = 16, 20, 100
@@ -159,9 +160,9 @@ def measure(folder: Path, steps: int, changes: Sequence[str] = ()) -> list[tuple
     pair = build_model(config)
     module = build_module(config, pair, steps=len(data), warmup=0, own_losses={})
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
-    training._quieten()
+    quieten()
     run = training._Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
-    trainer, _ = training._trainer(run, {}, Agreement(), {})
+    trainer, _ = training._trainer(run, {}, Agreement(), {}, None)
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)
     trainer.fit(module, datamodule=data)

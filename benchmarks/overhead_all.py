@@ -1,7 +1,7 @@
 """What clipkit adds to a training step with everything on.
 
-As ``overhead.py``, with an average of the weights, clipping, layer-wise rates, short logging windows and checkpoints by the clock; the guard against
-non-finite gradients is always on.
+As ``overhead.py``, with an average of the weights, clipping, layer-wise rates, short logging windows and checkpoints by the clock; the guard
+against non-finite gradients is always on.
 """
 
 from __future__ import annotations

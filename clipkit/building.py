@@ -26,6 +26,7 @@ from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.loading import load_pair
 from clipkit.losses.base import Loss
 from clipkit.losses.infonce import InfoNCE
+from clipkit.micro_batch import Choice, choose, memory_left
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
 from clipkit.towers.base import Tower
@@ -72,7 +73,7 @@ def build_module(
     config: RunConfig, pair: OpenClipPair, *, steps: int, warmup: int, own_losses: Mapping[str, LossFactory]
 ) -> CLIPModule:
     """Towers, losses and optimiser as one Lightning module."""
-    towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=config.trainer.micro_batch)
+    towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=_fixed_micro_batch(config))
     _name_batchnorm(towers, config)
     if config.trainer.compile:
         _compile(towers)
@@ -99,6 +100,35 @@ def build_module(
         scales=scales,
         optim=build_optim(config, pair, steps, warmup),
         seed=config.seed,
+    )
+
+
+def _fixed_micro_batch(config: RunConfig) -> int | None:
+    return config.trainer.micro_batch if isinstance(config.trainer.micro_batch, int) else None
+
+
+def choose_micro_batch(config: RunConfig, pair: OpenClipPair, module: CLIPModule, *, device: torch.device) -> Choice:
+    """What ``trainer.micro_batch: auto`` means for these towers on this device; all ranks call it together."""
+    local, nodes = distributed.launcher_world()
+    sizes = [p.numel() * p.element_size() for p in module.parameters() if p.requires_grad]
+    width = int(pair.config["embed_dim"])
+    module.to(device)  # where Lightning will put it
+    bf16 = config.trainer.precision == "bf16-mixed"
+    height, wide = preprocess_of(pair.preprocess).size
+
+    def images(count: int) -> torch.Tensor:
+        return torch.zeros(count, 3, height, wide, dtype=torch.uint8, device=device)
+
+    def texts(count: int) -> torch.Tensor:  # of the full context: what the longest captions need
+        return pair.tokenize(["a"] * count).to(device)
+
+    return choose(
+        {"image": (module.towers["image"], images), "text": (module.towers["text"], texts)},
+        pairs=config.data.batch_size // (local * nodes),
+        available=memory_left(
+            device, ranks_here=local, parameters=sum(sizes), features=4 * width * config.data.batch_size
+        ),
+        autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16, cache_enabled=False),
     )
 
 
@@ -237,9 +267,10 @@ def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
     if not names:
         return
     line = f"{len(names)} batch norms (the first: {names[0]}): statistics are per rank and per micro-batch"
-    if config.trainer.micro_batch is not None:
+    if config.trainer.micro_batch is not None and not config.trainer.allow_batchnorm:
         raise ValueError(
-            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out"
+            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out, or set "
+            "trainer.allow_batchnorm=true"
         )
     say(f"warning: {line}")
 

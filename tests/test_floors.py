@@ -15,7 +15,21 @@ FLOORS = (
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"encoder", "guard", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
-    ("3b", {"module", "callbacks", "training", "building", "launch", "plugins", "run_folder", "loggers"}),
+    (
+        "3b",
+        {
+            "micro_batch",
+            "quiet",
+            "module",
+            "callbacks",
+            "training",
+            "building",
+            "launch",
+            "plugins",
+            "run_folder",
+            "loggers",
+        },
+    ),
     ("4", {"api", "demo", "report"}),
     ("5", {"cli", "__init__", "__main__"}),
 )
@@ -24,9 +38,9 @@ LEANS_ON = {  # within a floor: who may import whom
     "demo": {"api"},
     "__main__": {"cli"},
     "callbacks": {"module"},
-    "building": {"module", "callbacks"},
+    "building": {"micro_batch", "module", "callbacks"},
     "plugins": {"building"},
-    "training": {"module", "callbacks", "building", "plugins", "run_folder", "loggers"},
+    "training": {"module", "callbacks", "building", "plugins", "quiet", "run_folder", "loggers"},
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
 HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers"}

@@ -106,7 +106,7 @@ def _evaluation_faults(config: RunConfig) -> list[Fault]:
 def _arithmetic_faults(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     trainer, size = config.trainer, config.data.batch_size
-    if trainer.micro_batch is not None and trainer.micro_batch > size:
+    if isinstance(trainer.micro_batch, int) and trainer.micro_batch > size:
         faults.append((("trainer", "micro_batch"), f"is above the whole batch (data.batch_size is {size})"))
     if isinstance(trainer.devices, int) and size % (trainer.devices * trainer.nodes):
         ranks = trainer.devices * trainer.nodes

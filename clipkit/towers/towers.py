@@ -6,6 +6,7 @@ gradient is that of the whole batch, because there is still one loss and one bac
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from clipkit.towers.base import Features, Tower
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 class Towers(nn.Module):
@@ -78,13 +81,32 @@ class Towers(nn.Module):
     def _checkpointed(tower: Tower, chunk: Tensor) -> Features:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in tower.parameters()):
             return tower(chunk)  # type: ignore[no-any-return]
-        return checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=True)  # type: ignore[no-any-return]
+        return checkpoint(  # type: ignore[no-any-return]
+            tower,
+            chunk,
+            use_reentrant=False,
+            preserve_rng_state=True,
+            context_fn=lambda: (contextlib.nullcontext(), _still(tower)),
+        )
+
+
+@contextlib.contextmanager
+def _still(tower: nn.Module) -> Iterator[None]:
+    """Inside, batch norms learn nothing: the forward that backward repeats would move their running statistics twice."""
+    norms = [module for module in tower.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, buffers in zip(norms, before, strict=True):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
 
 def batchnorm_names(module: nn.Module) -> list[str]:
     """Names of trainable batch norms, whose statistics no micro-batching or data parallelism keeps exact."""
-    kinds = (nn.modules.batchnorm._BatchNorm,)
-    return [name for name, child in module.named_modules() if isinstance(child, kinds) and child.training]
+    return [name for name, child in module.named_modules() if isinstance(child, _NORMS) and child.training]
 
 
 def _slices(rows: int, size: int | None, lengths: Sequence[int] | None) -> Iterator[list[int]]:
