@@ -1,7 +1,8 @@
 """All towers of a model: each field once, whole or in micro-batches.
 
-With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice: activations of one slice live at a time, and the
-gradient is that of the whole batch, because there is still one loss and one backward.
+Texts whose needed lengths are known go through in a few parts of like length, each cut to its own longest: the features stay the same, and most
+of the padding is never computed. With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice: activations of one slice
+live at a time, and the gradient is that of the whole batch, because there is still one loss and one backward.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipkit.towers.base import Features, Tower
 
+_MOST_PARTS, _FEWEST_ROWS = 4, 8
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
@@ -63,19 +65,25 @@ class Towers(nn.Module):
 
     def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
         tower = self[field]
-        slices = list(_slices(len(x), self.micro_batch, lengths))
+        size = self.micro_batch if not self._whole(len(x)) else _part_size(len(x), lengths)
+        slices = list(_slices(len(x), size, lengths))
         if len(slices) == 1:
             features: Features = tower(_trim(x, lengths, slices[0]))
             return features
         parts: list[Features] = []
         for rows in slices:
             contiguous = x[rows[0] : rows[-1] + 1] if lengths is None else x[torch.tensor(rows, device=x.device)]
-            parts.append(self._checkpointed(tower, _trim(contiguous, lengths, rows)))
+            chunk = _trim(contiguous, lengths, rows)
+            parts.append(tower(chunk) if self._whole(len(x)) else self._checkpointed(tower, chunk))
         pooled = torch.cat([part.pooled for part in parts])
         if lengths is not None:  # back to the batch's order
             order = torch.tensor([row for rows in slices for row in rows], device=x.device)
             pooled = torch.empty_like(pooled).index_copy(0, order, pooled)
         return Features(pooled)
+
+    def _whole(self, rows: int) -> bool:
+        """Whether a batch of so many rows stays in memory at once."""
+        return self.micro_batch is None or self.micro_batch >= rows
 
     @staticmethod
     def _checkpointed(tower: Tower, chunk: Tensor) -> Features:
@@ -107,6 +115,12 @@ def _still(tower: nn.Module) -> Iterator[None]:
 def batchnorm_names(module: nn.Module) -> list[str]:
     """Names of trainable batch norms, whose statistics no micro-batching or data parallelism keeps exact."""
     return [name for name, child in module.named_modules() if isinstance(child, _NORMS) and child.training]
+
+
+def _part_size(rows: int, lengths: Sequence[int] | None) -> int | None:
+    """Rows of each of a few parts of like length; as many parts on every rank, whatever its lengths are."""
+    parts = 1 if lengths is None else min(_MOST_PARTS, rows // _FEWEST_ROWS)
+    return -(-rows // parts) if parts > 1 else None
 
 
 def _slices(rows: int, size: int | None, lengths: Sequence[int] | None) -> Iterator[list[int]]:
