@@ -57,6 +57,21 @@ def list_shipped() -> None:
         typer.echo(f"{name:<{width}}  {_headline(path)}".rstrip())
 
 
+@app.command("from-open-clip")
+def from_open_clip(
+    command: Annotated[
+        str, typer.Argument(help="The whole command line, in quotes: torchrun ... -m open_clip_train.main ...")
+    ],
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Processes that it starts, where its launcher does not say.")
+    ] = None,
+) -> None:
+    """Print the configuration of a command line of open_clip's trainer, and what has no place in it."""
+    from clipkit.config.from_open_clip import from_open_clip as translate
+
+    typer.echo(str(translate(command, world=world_size)), nl=False)
+
+
 @app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="The name of a shipped configuration.")],

@@ -1,8 +1,8 @@
 """All towers of a model: each field once, whole or in micro-batches.
 
-Texts whose needed lengths are known go through in a few parts of like length, each cut to its own longest: the features stay the same, and most
-of the padding is never computed. With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice: activations of one slice
-live at a time, and the gradient is that of the whole batch, because there is still one loss and one backward.
+Texts whose needed lengths are known go through in a few parts of like length, each cut to its own longest: the features stay the same,
+and most of the padding is never computed. With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice:
+activations of one slice live at a time, and the gradient is that of the whole batch, because there is still one loss and one backward.
 """
 
 from __future__ import annotations
