@@ -34,3 +34,10 @@ class Loss(nn.Module):
             A scalar.
         """
         raise NotImplementedError
+
+
+def checked_pair(pair: tuple[str, str]) -> tuple[str, str]:
+    """``pair``, if it names two fields."""
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise ValueError(f"pair must name two fields, got {pair}")
+    return pair

@@ -17,7 +17,7 @@ PAIRS = [
     (AugmentSpec, Augment, {"size", "interpolation"}, set()),
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, set()),
-    (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
+    (InfoNCESpec, InfoNCE, {"scale", "tile", "sides", "label_smoothing", "prefixes", "exchange"}, {"kind", "weight"}),
     (OptimSpec, Optim, {"steps"}, {"clip_norm"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
     (RetrievalSpec, Retrieval, {"batch_size", "workers"}, {"kind"}),
