@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from clipkit.losses.base import Loss, checked_pair
+from clipkit.losses.base import Loss, checked_pair, pooled_of
 from clipkit.losses.exchange import Exchange
 from clipkit.losses.sameness import (
     Duplicates,
@@ -83,7 +83,7 @@ class InfoNCE(Loss):
 
     def forward(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Compute the loss of this rank's pairs against every rank's."""
-        x, y = (features[name].pooled for name in self.pair)
+        x, y = pooled_of(features, self.pair)
         keys = None
         if self.duplicates == "negatives":
             self._repeats.look(batch)

@@ -65,7 +65,6 @@ def tiled_loss(
     width = x.shape[1]
     if prefixes is not None and prefixes.widths[-1] > width:
         raise ValueError(f"the prefix {prefixes.widths[-1]} is wider than the embeddings ({width})")
-    exchange = exchange or Gather()
     sizes = distributed.gather_sizes(len(x), x.device)
     if sum(sizes) == 0:
         raise ValueError("the loss of an empty batch: no rank has a pair")
@@ -73,14 +72,13 @@ def tiled_loss(
         x, y = x.float(), y.float()
     if prefixes is not None:
         x, y = (_with_inverse_norms(part, prefixes.widths) for part in (x, y))
-    tile = tile or (4096 if x.is_cuda else 512)
     zero = torch.zeros((), dtype=scale.dtype, device=scale.device) if bias is None else bias
     sweep = Sweep(
         math=math,
-        exchange=exchange,
+        exchange=exchange or Gather(),
         prefixes=prefixes or Prefixes((width,), (1.0,)),
         renormalised=prefixes is not None,
-        side=tile,
+        side=tile or (4096 if x.is_cuda else 512),
         sizes=sizes,
         beside=list(beside),
         at_once=math.immediate and torch.is_grad_enabled(),
