@@ -9,7 +9,7 @@ All are maximised (the loss is minus the bound) and none is the mutual informati
 * ``smile``: the same with e^f clipped to [e^-clip, e^clip] in the second term (`SMILE <https://arxiv.org/abs/1910.06222>`_, equation 15), less
   variance for some bias, upwards too, so no strict bound; the gradient is that of the Jensen-Shannon bound, as in its authors' code.
 
-With the best critic on Gaussians of 20 dimensions and batches of 256 (ln 256 = 5.55), means of 40: truth 2.04 gives 1.97, 2.04 and 2.04; truth 6.64
+With the best critic on Gaussians of 20 dimensions and batches of 256 (ln 256 = 5.55), means of 40: truth 2.04 gives 1.97, 2.04 and 2.04; 6.64
 gives 4.85 (out of reach), 6.76 and 6.77; with ``clip`` 5, SMILE's own, 2.07 and 7.52.
 """
 
