@@ -88,7 +88,10 @@ def build_module(
         ):  # DDP waits for a gradient of all that train
             scale.bias.requires_grad_(False)
     weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
-    scale_of(("image", "text"))  # the one that exports write, whatever the losses
+    if (
+        "image_text" not in scales
+    ):  # exports write it whatever the losses; where none reads it, it has no gradient to wait for
+        scale_of(("image", "text")).requires_grad_(False)
     return CLIPModule(
         towers=towers,
         losses=losses,
