@@ -88,6 +88,7 @@ def mutual_information(
         ValueError: If the two batches differ in shape, or there is one pair in all and so nothing to compare with.
 
     Example:
+        >>> import torch
         >>> x = torch.eye(4)
         >>> round(mutual_information(x, x, torch.tensor(100.0), bound="infonce").item(), 4)  # no more than ln 4
         1.3863

@@ -52,7 +52,7 @@ def tiled_loss(
         beside: Tensors that ``math`` reads beside the features.
         prefixes: Leading widths to take as embeddings, renormalised; None for the whole alone.
         exchange: How columns of other ranks come here; None gathers them.
-        tile: Rows and columns of a tile; None for 4,096 on a GPU, and on a CPU as much as its cache holds.
+        tile: Rows and columns of a tile; None for 4,096 on a GPU and 1,024 on a CPU, about as much as its cache holds.
 
     Returns:
         A scalar; its average over ranks is the global mean, and so is the average of its gradients (features, scale and bias).
@@ -78,7 +78,7 @@ def tiled_loss(
         exchange=exchange or Gather(),
         prefixes=prefixes or Prefixes((width,), (1.0,)),
         renormalised=prefixes is not None,
-        side=tile or (4096 if x.is_cuda else 512),
+        side=tile or (4096 if x.is_cuda else 1024),
         sizes=sizes,
         beside=list(beside),
         at_once=math.immediate and torch.is_grad_enabled(),
