@@ -25,7 +25,7 @@ from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.loading import load_pair
 from clipkit.losses.base import Loss
-from clipkit.losses.infonce import InfoNCE
+from clipkit.losses.build import Surroundings, build_loss
 from clipkit.micro_batch import Choice, choose, memory_left
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
@@ -78,21 +78,35 @@ def build_module(
     if config.trainer.compile:
         _compile(towers)
     scales: dict[str, LogitScale] = {}
+    biased: set[str] = set()
 
     def scale_of(fields: tuple[str, str]) -> LogitScale:
         return scales.setdefault("_".join(fields), LogitScale(pair.log_scale, pair.bias))
 
     specs = config.losses
-    losses: dict[str, Loss] = {
-        name: InfoNCE(scale_of(spec.pair).forward, pair=spec.pair, duplicates=spec.duplicates)
-        for name, spec in specs.items()
-    }
+    losses: dict[str, Loss] = {}
+    for name, spec in specs.items():
+
+        def temperature(spec: Any, bias: float | None, name: str = name) -> LogitScale:
+            key = "_".join(spec.pair) + (f"_{name}" if spec.scale == "own" else "")
+            scale = scales.setdefault(key, LogitScale(pair.log_scale, pair.bias))
+            if bias is not None:
+                biased.add(key)
+                scale.start_bias(bias)
+            return scale
+
+        losses[name] = build_loss(spec, Surroundings(temperature, pair.config["embed_dim"], config.data.batch_size))
     losses |= {name: factory(scale_of) for name, factory in own_losses.items()}
-    for scale in scales.values():
-        if scale.bias is not None and not own_losses:  # InfoNCE does not know it, and DDP waits for a gradient of all
+    for key, scale in scales.items():
+        if (
+            scale.bias is not None and key not in biased and not own_losses
+        ):  # DDP waits for a gradient of all that train
             scale.bias.requires_grad_(False)
     weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
-    scale_of(("image", "text"))  # the one that exports write, whatever the losses
+    if (
+        "image_text" not in scales
+    ):  # exports write it whatever the losses; where none reads it, it has no gradient to wait for
+        scale_of(("image", "text")).requires_grad_(False)
     return CLIPModule(
         towers=towers,
         losses=losses,

@@ -7,7 +7,16 @@ from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
-from clipkit.config.losses import InfoNCESpec, LossSpec
+from clipkit.config.losses import (
+    DistillationSpec,
+    InfoNCESpec,
+    LossSpec,
+    MutualInformationSpec,
+    SigmoidSpec,
+    SLIPSpec,
+    SogCLRSpec,
+    TripletSpec,
+)
 from clipkit.config.model import ModelSpec, split_model
 from clipkit.config.names import DISTRIBUTION
 from clipkit.config.optim import OptimSpec
@@ -24,6 +33,7 @@ __all__ = [
     "CheckpointSpec",
     "ConfigError",
     "DataSpec",
+    "DistillationSpec",
     "Duration",
     "EvaluateSpec",
     "InfoNCESpec",
@@ -31,15 +41,20 @@ __all__ = [
     "LoggingSpec",
     "LossSpec",
     "ModelSpec",
+    "MutualInformationSpec",
     "OptimSpec",
     "Place",
     "Problem",
     "RetrievalSpec",
     "RunConfig",
+    "SLIPSpec",
+    "SigmoidSpec",
+    "SogCLRSpec",
     "SourceSpec",
     "Spec",
     "TaskSpec",
     "TrainerSpec",
+    "TripletSpec",
     "WandbSpec",
     "ZeroShotSpec",
     "as_yaml",

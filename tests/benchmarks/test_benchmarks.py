@@ -14,7 +14,15 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.stem not in ("common", "photos", "__main__", "__init__")
 )
-LONG = ("decode", "loader", "micro_batch", "resume", "step", "tar_read")  # photographs to make, or models of real size
+LONG = (
+    "decode",
+    "loader",
+    "loss_memory",
+    "micro_batch",
+    "resume",
+    "step",
+    "tar_read",
+)  # photographs, gigabytes, or large models
 BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 
 

@@ -4,12 +4,32 @@ import inspect
 
 import pytest
 
-from clipkit.config import AffineSpec, AugmentSpec, InfoNCESpec, OptimSpec, RetrievalSpec, SourceSpec, ZeroShotSpec
+from clipkit.config import (
+    AffineSpec,
+    AugmentSpec,
+    DistillationSpec,
+    InfoNCESpec,
+    MutualInformationSpec,
+    OptimSpec,
+    RetrievalSpec,
+    SigmoidSpec,
+    SLIPSpec,
+    SogCLRSpec,
+    SourceSpec,
+    TripletSpec,
+    ZeroShotSpec,
+)
 from clipkit.data.augment import Affine, Augment
 from clipkit.data.source import DEFAULT_FIELDS, Source
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
+from clipkit.losses.distillation import Distillation
 from clipkit.losses.infonce import InfoNCE
+from clipkit.losses.mutual_information import MutualInformation
+from clipkit.losses.sigmoid import Sigmoid
+from clipkit.losses.slip import SLIP
+from clipkit.losses.sogclr import SogCLR
+from clipkit.losses.triplet import Triplet
 from clipkit.optim import Optim
 
 PAIRS = [
@@ -17,7 +37,13 @@ PAIRS = [
     (AugmentSpec, Augment, {"size", "interpolation"}, set()),
     (AffineSpec, Affine, set(), set()),
     (SourceSpec, Source, {"name"}, set()),
-    (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight"}),
+    (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight", "scale"}),
+    (SigmoidSpec, Sigmoid, {"scale", "tile", "bias"}, {"kind", "weight", "scale", "bias"}),
+    (DistillationSpec, Distillation, {"scale", "tile"}, {"kind", "weight", "scale"}),
+    (TripletSpec, Triplet, set(), {"kind", "weight"}),
+    (MutualInformationSpec, MutualInformation, {"scale"}, {"kind", "weight", "scale"}),
+    (SLIPSpec, SLIP, {"width"}, {"kind", "weight"}),
+    (SogCLRSpec, SogCLR, {"scale"}, {"kind", "weight", "scale"}),
     (OptimSpec, Optim, {"steps", "layers"}, {"clip_norm", "ema"}),
     (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
     (RetrievalSpec, Retrieval, {"batch_size", "workers"}, {"kind"}),
@@ -30,10 +56,13 @@ def test_fields_are_the_constructors_arguments(spec, built, from_elsewhere, to_e
     assert set(spec.model_fields) - to_elsewhere == arguments - from_elsewhere
 
 
-@pytest.mark.parametrize(("spec", "built"), [(AugmentSpec, Augment), (AffineSpec, Affine), (InfoNCESpec, InfoNCE)])
+@pytest.mark.parametrize(
+    ("spec", "built"),
+    [pair[:2] for pair in PAIRS if pair[0] not in (SourceSpec, OptimSpec, ZeroShotSpec, RetrievalSpec)],
+)
 def test_defaults_agree(spec, built):
     for name, parameter in inspect.signature(built).parameters.items():
-        if name in spec.model_fields and parameter.default is not parameter.empty:
+        if name in spec.model_fields and parameter.default is not parameter.empty and name != "exchange":
             assert spec.model_fields[name].default == parameter.default, name
 
 

@@ -44,6 +44,7 @@ def test_the_head_counts(folder):
 
 COUNT = "expected a count such as 4096, 2_000, 1e5, 10M or 32Ki (k = 1,000, Ki = 1,024)"
 LIGHT = "allowed: benchmark, detect_anomaly, enable_autolog_hparams, enable_model_summary, enable_progress_bar, "
+LOSSES = "infonce, sigmoid, distillation, triplet, mutual_information, slip, sogclr"
 ONE_FAULT = {
     "optim.schedule=cosin": [
         "optim.schedule = 'cosin': not one of the choices; did you mean 'cosine'?",
@@ -93,8 +94,8 @@ ONE_FAULT = {
     ],
     "data.augment.scale=[0.5, 2]": ["data.augment.scale.1 = 2: must be less than or equal to 1"],
     "loss.weight=-2": ["loss.weight = -2: must be greater than 0"],
-    "loss.kind=clip": ["loss.kind = 'clip': not one of the choices", "    allowed: infonce"],
-    "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", "    allowed: infonce"],
+    "loss.kind=softmax": ["loss.kind = 'softmax': not one of the choices", f"    allowed: {LOSSES}"],
+    "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", f"    allowed: {LOSSES}"],
     "losses={}": ["losses: must not be empty"],
     "losses.infonce.pair=[image, image]": [
         "losses.infonce.pair = ['image', 'image']: a field cannot be paired with itself"
