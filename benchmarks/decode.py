@@ -24,7 +24,7 @@ from torch import Tensor
 from clipkit.data.augment import Augment, crop_boxes
 from clipkit.data.draws import CROP, uniforms
 from clipkit.data.images import decode_image
-from clipkit.data.transforms import resize_as_pillow
+from clipkit.data.pixels import resize_as_pillow
 
 SIZE, BATCH, SEED = 224, 32, 0
 SCALES = {"": (0.9, 1.0), "_small_crops": (0.4, 1.0)}  # open_clip's default, and a stronger one

@@ -47,6 +47,8 @@ def fit(
     resume: str = "auto",
     losses: Mapping[str, LossFactory] | None = None,
     plugin: str | None = None,
+    allow_mismatch: bool = False,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train, or go on with an unfinished run of the same configuration.
 
@@ -57,6 +59,9 @@ def fit(
         losses: Own losses by name, beside those of the configuration: each a function that is given ``scale_of(pair)`` and returns a
             ``clipkit.losses.base.Loss``. Only in one process, or under torchrun.
         plugin: A module with ``LOSSES``, such a mapping; it is imported on every rank.
+        allow_mismatch: Whether a run goes on although its data or seed differ: from the checkpoint's weights and optimiser, at the
+            beginning of the data given here.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program; a configuration cannot say so.
 
     Returns:
         The run: ``folder``, ``step``, ``figures`` of the last evaluation, ``code`` (75 if a signal stopped it).
@@ -66,27 +71,46 @@ def fit(
         RuntimeError: If ranks that were started failed.
     """
     from clipkit import distributed
-    from clipkit.launch import RanksFailed, ranks_wanted, start_ranks
+    from clipkit.hardware import devices_here
+    from clipkit.launch import ranks_wanted, start_ranks
+    from clipkit.packing import pack_loose
     from clipkit.plugins import load_plugin
     from clipkit.run_folder import default_folder
-    from clipkit.training import devices_here, train
+    from clipkit.training import train
 
     distributed.adopt_srun(os.environ)
     loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)
     folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
     ranks = ranks_wanted(loaded, devices_here(loaded))
+    loaded = pack_loose(loaded)
     if distributed.launched() or ranks[0] == 1:
         module = load_plugin(plugin) if plugin else None
-        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses, plugin=module)
+        return train(
+            loaded,
+            folder,
+            ranks=ranks,
+            resume=resume,
+            own_losses=losses,
+            plugin=module,
+            allow_mismatch=allow_mismatch,
+            allow_pipe=allow_pipe,
+        )
     if losses:
         raise ValueError(
             "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
         )
-    code, message = start_ranks(
-        loaded.model_copy(update={"run": str(folder)}), ranks=ranks[0], resume=resume, plugin=plugin
+    told = loaded.model_copy(update={"run": str(folder)})
+    end = start_ranks(
+        told, ranks=ranks[0], resume=resume, plugin=plugin, allow_mismatch=allow_mismatch, allow_pipe=allow_pipe
     )
+    return _outcome_of_ranks(folder, *end)
+
+
+def _outcome_of_ranks(folder: Path, code: int, message: str) -> Outcome:
+    from clipkit.launch import RanksFailed
+
     if code == 2:
-        raise ValueError(message)
+        raise ValueError(message.removeprefix("error: "))  # the command line puts it there again
     if code == 130:
         raise KeyboardInterrupt
     if code not in (0, 75):

@@ -15,10 +15,15 @@ from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
 from clipkit.config.catalog import shipped_folder
-from clipkit.data.augment import Affine, Augment
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
-from clipkit.data.source import Source, expand_shards
+from clipkit.data.index import default_cache
+from clipkit.data.node_cache import NodeCache
+from clipkit.data.source import Repeat, Source, expand_shards
+from clipkit.data.stages import IMAGE
+from clipkit.data.stream import StreamDataModule, data_module
+from clipkit.data.unlisted import prepare_indexes
+from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
@@ -29,6 +34,7 @@ from clipkit.losses.build import Surroundings, build_loss
 from clipkit.micro_batch import Choice, choose, memory_left
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
+from clipkit.staging import Tokens, build_stages, check_views
 from clipkit.towers.base import Tower
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
@@ -73,6 +79,7 @@ def build_module(
     config: RunConfig, pair: OpenClipPair, *, steps: int, warmup: int, own_losses: Mapping[str, LossFactory]
 ) -> CLIPModule:
     """Towers, losses and optimiser as one Lightning module."""
+    check_views(config, own_losses=bool(own_losses))
     towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=_fixed_micro_batch(config))
     _name_batchnorm(towers, config)
     if config.trainer.compile:
@@ -173,36 +180,69 @@ def _layers(towers: Mapping[str, Tower]) -> Callable[[str], int]:
     return lambda name: depths.get(name, 0)
 
 
-def build_data(config: RunConfig, pair: OpenClipPair, *, folder: Path) -> ShardDataModule:
-    """The sources, opened and checked."""
+def prepare_data(config: RunConfig, *, allow_pipe: bool = False) -> None:
+    """Index what the sources need and no list has; every rank calls it, before the ranks meet.
+
+    Raises:
+        ValueError: If shards cannot be indexed.
+    """
     cache = cache_folder(config)
-    preprocess = preprocess_of(pair.preprocess)
-    spec = config.data.augment
-    augment = Augment(
-        size=preprocess.size,
-        scale=spec.scale,
-        ratio=spec.ratio,
-        flip=spec.flip,
-        color_jitter=spec.color_jitter,
-        color_jitter_prob=spec.color_jitter_prob,
-        grayscale=spec.grayscale,
-        affine=None if spec.affine is None else Affine(**spec.affine.model_dump()),
-        fill=spec.fill,
-        interpolation=preprocess.interpolation,
+    try:
+        specs = [*config.data.train.items(), *config.data.val.items()]
+        sources = [_source(name, spec, cache, allow_pipe) for name, spec in specs if not spec.stream]
+    except ValueError:  # a finished run needs no data, another says so when it opens them
+        return
+    prepare_indexes(sources, cache)
+
+
+def build_data(
+    config: RunConfig, pair: OpenClipPair, *, folder: Path, allow_mismatch: bool = False, allow_pipe: bool = False
+) -> ShardDataModule:
+    """The sources, opened and checked.
+
+    Args:
+        config: The run's configuration.
+        pair: The model, for its tokenizer and its image size.
+        folder: The run folder.
+        allow_mismatch: Whether a state of other data starts this plan at its beginning.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
+    """
+    cache = cache_folder(config)
+    last, stages = build_stages(config.data, pair)
+    views = dict(last.images)
+    augment = views.pop(IMAGE)
+    train, val = (
+        [_source(name, spec, cache, allow_pipe) for name, spec in specs.items()]
+        for specs in (config.data.train, config.data.val)
     )
-    return ShardDataModule(
-        train=[_source(name, spec, cache) for name, spec in config.data.train.items()],
-        val=[_source(name, spec, cache) for name, spec in config.data.val.items()],
+    kind = data_module(train, val)
+    if kind is StreamDataModule:
+        _refuse_epochs(config)
+    module = kind(
+        train=train,
+        val=val,
         batch_size=config.data.batch_size,
         length=config.trainer.length.samples,
         seed=config.seed,
-        tokenize=pair.tokenize,
+        tokenize=last.tokenize,
         augment=augment,
-        preprocess=preprocess,
+        preprocess=preprocess_of(pair.preprocess),
+        views=views,
+        decode=last.decode,
+        stages=stages,
         workers=workers(config),
+        start_method=None if config.data.start_method == "auto" else config.data.start_method,
         cache=cache,
+        node_cache=_node_cache(config, cache, [*train, *val]),
         trace=folder if config.data.trace else None,
+        allow_mismatch=allow_mismatch,
     )
+    for stage, end in zip(module.stages, module.stage_at.ends, strict=False):  # the last has no end
+        height, width = stage.images[IMAGE].size
+        length = stage.tokenize.length if isinstance(stage.tokenize, Tokens) else None
+        words = f", texts of {length} tokens" if length else ""
+        say(f"stage {stage.name!r}: to sample {end:,}, images of {height} x {width}{words}")
+    return module
 
 
 def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -254,7 +294,7 @@ def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Enc
 def cache_folder(config: RunConfig | None = None) -> Path:
     """Where indexes and the embedded data go: ``data.cache``, else CLIPKIT_CACHE, else ``~/.cache/clipkit``."""
     chosen = config.data.cache if config is not None else None
-    return Path(chosen or os.environ.get("CLIPKIT_CACHE") or Path.home() / ".cache" / "clipkit").expanduser()
+    return Path(chosen).expanduser() if chosen else default_cache()
 
 
 def workers(config: RunConfig) -> int:
@@ -265,15 +305,62 @@ def workers(config: RunConfig) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // local - 1))
 
 
-def _source(name: str, spec: Any, cache: Path) -> Source:
+def _node_cache(config: RunConfig, cache: Path, sources: list[Source]) -> NodeCache | None:
+    if not any(is_remote(path) for source in sources for path in source.shards):
+        return None
+    held = NodeCache(cache, config.data.cache_size)
+    whose = (
+        "data.cache_size"
+        if config.data.cache_size is not None
+        else "half of the free disk; data.cache_size sets another"
+    )
+    say(f"remote shards are kept in {held.folder}, at most {held.budget / 1e9:,.1f} GB of them ({whose})")
+    return held
+
+
+def _source(name: str, spec: Any, cache: Path, allow_pipe: bool) -> Source:
     shards: list[str] = []
     for pattern in spec.shards:
-        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else expand_shards(pattern)
+        found = resolve(pattern, cache) if pattern.startswith(EMBEDDED) else _expand(name, pattern, allow_pipe)
         if isinstance(found, Path):
             raise ValueError(f"{pattern} is an evaluation set; training sets are embedded:train and embedded:val")
         shards += found
     fields = {field: tuple(extensions) for field, extensions in spec.fields.items()}
-    return Source(name=name, shards=tuple(shards), weight=spec.weight, fields=fields)
+    return Source(
+        name=name,
+        shards=tuple(shards),
+        weight=spec.weight,
+        fields=fields,
+        stream=spec.stream,
+        captions=spec.captions,
+        filter=spec.filter,
+        keys=spec.keys,
+        skip_keys=spec.skip_keys,
+        duplicates=spec.duplicates,
+        repeat=None if spec.repeat is None else Repeat(**spec.repeat.model_dump()),
+    )
+
+
+def _refuse_epochs(config: RunConfig) -> None:
+    """Nobody has counted what is streamed."""
+    durations = {
+        "trainer.length": config.trainer.length,
+        "optim.warmup": config.optim.warmup,
+        "checkpoint.every": config.checkpoint.every,
+        "evaluate.every": config.evaluate.every,
+        "logging.every": config.logging.every,
+        **{f"data.stages.{name}.until": stage.until for name, stage in config.data.stages.items()},
+    }
+    for name, duration in durations.items():
+        if duration is not None and duration.unit == "epochs":
+            raise ValueError(f"{name}={duration}: streamed sources have no epochs; write samples or steps")
+
+
+def _expand(name: str, pattern: str, allow_pipe: bool) -> list[str]:
+    try:
+        return expand_shards(pattern, allow_pipe=allow_pipe)
+    except ValueError as error:
+        raise ValueError(f"source {name!r}: {error}") from error
 
 
 def _name_batchnorm(towers: Towers, config: RunConfig) -> None:

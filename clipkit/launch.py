@@ -60,7 +60,15 @@ def ranks_wanted(config: RunConfig, devices_here: int) -> tuple[int, int]:
     return local, launched_nodes
 
 
-def start_ranks(config: RunConfig, *, ranks: int, resume: str, plugin: str | None) -> tuple[int, str]:
+def start_ranks(
+    config: RunConfig,
+    *,
+    ranks: int,
+    resume: str,
+    plugin: str | None,
+    allow_mismatch: bool = False,
+    allow_pipe: bool = False,
+) -> tuple[int, str]:
     """Run ``config`` on ``ranks`` fresh processes of this machine and wait for them.
 
     SIGTERM, SIGUSR1 and the first Ctrl-C are passed on as a request to stop; a second Ctrl-C ends all at once.
@@ -74,6 +82,8 @@ def start_ranks(config: RunConfig, *, ranks: int, resume: str, plugin: str | Non
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["-m", "clipkit", "fit", str(resolved), "--resume", resume]
         command += ["--plugin", plugin] if plugin else []
+        command += ["--allow-mismatch"] if allow_mismatch else []
+        command += ["--allow-pipe"] if allow_pipe else []
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:

@@ -21,24 +21,36 @@ CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environme
 MAY_CHANGE = (
     "run:",
     "data.workers",
-    "data.cache",
+    "data.start_method",
+    "data.cache",  # and data.cache_size
     "data.trace",
     "trainer.devices",
     "trainer.nodes",
     "checkpoint.",
     "evaluate.every",
+    "evaluate.at_start",
     "logging.",
 )
 """Keys that do not decide what is computed; a run may go on with others."""
+DATA = ("data.", "seed:")
+"""Keys of the data plan: with ``--allow-mismatch`` a run goes on with others, at the plan's beginning."""
+
+_MISMATCH_CURE = (
+    ", or go on with its weights and optimiser at the beginning of the new data: the same command with --allow-mismatch"
+)
 
 
-def check_folder(folder: Path, config: RunConfig, *, fresh: bool) -> None:
+def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch: bool = False) -> list[str]:
     """Whether this run may use the folder: it is new, or the run in it is this one. Nothing is written.
 
     Args:
         folder: The run folder.
         config: This run's configuration.
         fresh: Whether the user asked for a new run (``--resume never``).
+        allow_mismatch: Whether the keys of the data may differ.
+
+    Returns:
+        A line on each key of the data that differs; none unless that is allowed.
 
     Raises:
         ValueError: If another configuration's run stands there, named key by key, or something that is no run.
@@ -50,19 +62,22 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool) -> None:
         different = [
             line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)
         ]
-        if different:
+        of_data = [line for line in different if line.startswith(DATA)]
+        if different and not (allow_mismatch and len(of_data) == len(different)):
             listed = "\n  ".join(different)
             raise ValueError(
                 f"{folder} holds a run of another configuration; nothing was changed there. What differs (there -> here):\n  {listed}\n"
                 "Name another folder with run=DIR, or go on with the configuration that stands there: "
-                f"clipkit fit {stored}"
+                f"clipkit fit {stored}" + (_MISMATCH_CURE if len(of_data) == len(different) else "")
             )
         if fresh and steps(folder / "checkpoints"):
             raise ValueError(
                 f"{folder} holds a run already and --resume never would overwrite it; name another folder with run=DIR"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+        return of_data
+    if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
+    return []
 
 
 def record_start(folder: Path, config: RunConfig) -> None:
@@ -130,6 +145,12 @@ def finished_step(checkpoint: Path | None) -> tuple[int, int]:
         return 0, -1
     info = json.loads((checkpoint / INFO).read_text())
     return int(info["step"]), int(info["steps"])
+
+
+def data_state(checkpoint: Path) -> dict[str, Any]:
+    """State of the data in a checkpoint: position, seed, batch size, fingerprints."""
+    found: dict[str, Any] = json.loads((checkpoint / INFO).read_text())["lightning"]["ShardDataModule"]
+    return found
 
 
 def recorded_plugin(checkpoint: Path) -> dict[str, str] | None:

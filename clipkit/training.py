@@ -19,6 +19,7 @@ from clipkit.building import (
     build_module,
     build_tasks,
     choose_micro_batch,
+    prepare_data,
     workers,
 )
 from clipkit.callbacks.account import DataAccount
@@ -28,18 +29,22 @@ from clipkit.callbacks.ema import Ema
 from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
+from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
+from clipkit.hardware import uses_gpu
 from clipkit.loggers import build_loggers
+from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
 from clipkit.run_folder import (
     check_folder,
     check_weights,
+    data_state,
     find_resume,
     finished_step,
     record_start,
@@ -71,25 +76,6 @@ class Outcome:
         return STOPPED_CODE if self.stopped else 0
 
 
-def devices_here(config: RunConfig) -> int:
-    """What ``devices: auto`` means without a launcher: this machine's GPUs, or one process on CPU."""
-    return torch.cuda.device_count() if uses_gpu(config) else 1
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """Whether the run computes on GPUs.
-
-    Raises:
-        ValueError: If it asks for GPUs and there is none.
-    """
-    wanted, present = config.trainer.accelerator, torch.cuda.is_available()
-    if wanted == "gpu" and not present:
-        raise ValueError(
-            "trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch"
-        )
-    return present and wanted != "cpu"
-
-
 def train(
     config: RunConfig,
     folder: Path,
@@ -98,6 +84,8 @@ def train(
     resume: str = "auto",
     own_losses: Mapping[str, LossFactory] | None = None,
     plugin: Plugin | None = None,
+    allow_mismatch: bool = False,
+    allow_pipe: bool = False,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -108,6 +96,8 @@ def train(
         resume: ``auto``, ``never``, or a checkpoint folder.
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
+        allow_mismatch: Whether to go on from a checkpoint of other data or another seed, at the beginning of these.
+        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -117,7 +107,9 @@ def train(
     agreement = Agreement(_clocks(config))
     agreement.listen()
     try:
-        return _train(_Request(config, folder, ranks, resume, dict(own_losses or {}), plugin), agreement)
+        losses = dict(own_losses or {})
+        asked = _Request(config, folder, ranks, resume, losses, plugin, allow_mismatch, allow_pipe)
+        return _train(asked, agreement)
     finally:
         agreement.release()
 
@@ -132,18 +124,25 @@ class _Request:
     resume: str
     own_losses: Mapping[str, LossFactory]
     plugin: Plugin | None
+    allow_mismatch: bool
+    allow_pipe: bool
 
 
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
     config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
-    distributed.init(world, gpu=uses_gpu(config))
+    gpu = uses_gpu(config)
+    prepare_data(config, allow_pipe=asked.allow_pipe)  # may take long: ranks that are in a group already would time out
+    distributed.init(world, gpu=gpu)
     if config.data.batch_size % world:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
             f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
         )
-    distributed.on_rank_0(lambda: check_folder(folder, config, fresh=resume == "never"))
+    allow, changed = asked.allow_mismatch, list[str]()
+    distributed.on_rank_0(
+        lambda: changed.extend(check_folder(folder, config, fresh=resume == "never", allow_mismatch=allow))
+    )
     found, passed_over = _agreed_resume(folder, resume)
     for line in passed_over:
         say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
@@ -154,7 +153,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
-    data = build_data(config, pair, folder=folder)
+    data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allow_pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)
@@ -164,6 +163,8 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         raise ValueError(
             f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
         )
+    if found is not None:
+        say_mismatch(data, found, changed)
     return _fit(run, found, agreement)
 
 
@@ -307,6 +308,7 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
     now: dict[str, Any] = {}
     evaluate = Evaluate(
         tasks=tasks,
+        at_start=config.evaluate.at_start,
         every=run.in_samples(config.evaluate.every),
         batch_size=batch_size,
         steps=steps,
@@ -365,12 +367,14 @@ def _checkpoint_info(run: _Run, micro_batch: int | None) -> dict[str, Any]:
 def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     world = run.ranks[0] * run.ranks[1]
+    epoch = "streamed pairs" if run.data.epoch_samples is None else f"{run.data.epoch_samples:,} pairs an epoch"
     say(
-        f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {run.data.epoch_samples:,} pairs an epoch, "
+        f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {epoch}, "
         f"{run.steps:,} steps of {run.config.data.batch_size:,} pairs on {world} rank{'s' if world > 1 else ''} -> {run.folder}"
     )
     if found is not None:
-        say(f"resuming {found}: step {found.name} of {run.steps:,}, data position restored exactly")
+        where = "at the beginning of other data" if run.data.differences(data_state(found)) else run.data.resumed
+        say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")
 
 
 def _last_words(run: _Run, step: int, stopped: str | None) -> None:
@@ -378,6 +382,8 @@ def _last_words(run: _Run, step: int, stopped: str | None) -> None:
         say(
             f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}"
         )
+        for line in closing_lines(run.folder, run.config.best_figure):
+            say(line)
         return
     write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
     say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")

@@ -18,15 +18,19 @@ FLOORS = (
     (
         "3b",
         {
+            "hardware",
             "micro_batch",
             "quiet",
             "module",
             "callbacks",
             "training",
             "building",
+            "staging",
             "launch",
+            "packing",
             "plugins",
             "run_folder",
+            "mismatch",
             "loggers",
         },
     ),
@@ -38,9 +42,21 @@ LEANS_ON = {  # within a floor: who may import whom
     "demo": {"api"},
     "__main__": {"cli"},
     "callbacks": {"module"},
-    "building": {"micro_batch", "module", "callbacks"},
+    "building": {"micro_batch", "module", "callbacks", "staging"},
+    "packing": {"building", "callbacks"},
     "plugins": {"building"},
-    "training": {"module", "callbacks", "building", "plugins", "quiet", "run_folder", "loggers"},
+    "mismatch": {"callbacks", "run_folder"},
+    "training": {
+        "module",
+        "callbacks",
+        "building",
+        "hardware",
+        "plugins",
+        "quiet",
+        "run_folder",
+        "mismatch",
+        "loggers",
+    },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
 HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,8 @@ class DataAccount(Callback):
         """Write the account of every source and epoch, and say it in a line a source."""
         accounts = self.data.report()
         if trainer.is_global_zero:
+            if self.data.earlier:
+                say(f"data: {describe_earlier(self.data.earlier)}")
             (self.folder / ACCOUNT).write_text(json.dumps(as_json(accounts), indent=1) + "\n")
             for name, epochs in accounts.items():
                 say(f"data: {name}: {describe(epochs)}")
@@ -84,24 +86,50 @@ class DataAccount(Callback):
             )
 
 
+def describe_earlier(plans: Sequence[Mapping[str, Any]]) -> str:
+    """What was trained on plans that were left with ``--allow-mismatch``.
+
+    Example:
+        >>> describe_earlier([{"steps": 4, "samples": 64, "bad": {"a": {"0": {"no_caption": 2}}}}])
+        'the first 4 steps (64 samples, 2 of them bad) were of another plan and stand in no account below'
+    """
+    steps, samples = sum(plan["steps"] for plan in plans), sum(plan["samples"] for plan in plans)
+    causes = [
+        count
+        for plan in plans
+        for epochs in plan["bad"].values()
+        for found in epochs.values()
+        for count in found.values()
+    ]
+    others = "another plan" if len(plans) == 1 else f"{len(plans)} other plans"
+    return f"the first {steps} steps ({samples} samples, {sum(causes)} of them bad) were of {others} and stand in no account below"
+
+
 def describe(epochs: Sequence[EpochAccount]) -> str:
     """The account of one source in a line.
 
     Example:
         >>> one = EpochAccount(epoch=0, present=70, filtered=0, remainder=6, planned=64, seen=64, trained=63, bad={"truncated": 1})
-        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10)
+        >>> two = EpochAccount(epoch=1, present=70, filtered=0, remainder=6, planned=64, seen=10, trained=10, noted={"animated": 3})
         >>> describe([one, two])
-        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated)'
+        'an epoch is 70 present = 0 filtered + 6 remainder + 64 planned; over 1.2 epochs 73 trained + 1 bad (1 truncated); noted: animated 3'
     """
     if not epochs:
         return "nothing was seen"
     last = epochs[-1]
     bad: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
     for epoch in epochs:
         bad.update(epoch.bad)
+        noted.update(epoch.noted)
     causes = f" ({', '.join(f'{count} {cause}' for cause, count in bad.most_common())})" if bad else ""
+    also = f"; noted: {', '.join(f'{cause} {count}' for cause, count in noted.most_common())}" if noted else ""
+    if last.epoch < 0:
+        return f"streamed {last.trained} trained + {sum(bad.values())} bad{causes}{also}"
     done = len(epochs) - 1 + last.seen / last.planned
+    copies = f" + {last.repeated} repeated" if last.repeated else ""
+    by = f" ({', '.join(f'{count} {cause}' for cause, count in last.filtered_by.items())})" if last.filtered else ""
     return (
-        f"an epoch is {last.present} present = {last.filtered} filtered + {last.remainder} remainder + {last.planned} planned; "
-        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}"
+        f"an epoch is {last.present} present{copies} = {last.filtered} filtered{by} + {last.remainder} remainder + {last.planned} planned; "
+        f"over {done:.1f} epochs {sum(epoch.trained for epoch in epochs)} trained + {sum(bad.values())} bad{causes}{also}"
     )

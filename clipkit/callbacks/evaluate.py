@@ -21,6 +21,7 @@ class Evaluate(Callback):
 
     Args:
         tasks: Task name to a function that computes its figures on all ranks together.
+        at_start: Whether to evaluate before the first step too.
         every: Samples between evaluations, or None for clock and end alone.
         batch_size: Pairs of one step over all ranks.
         steps: Steps of the whole run.
@@ -34,6 +35,7 @@ class Evaluate(Callback):
         self,
         *,
         tasks: Mapping[str, Callable[[], Figures]],
+        at_start: bool,
         every: int | None,
         batch_size: int,
         steps: int,
@@ -43,6 +45,7 @@ class Evaluate(Callback):
         now: Figures,
     ) -> None:
         self.tasks = tasks
+        self.at_start = at_start
         self.every = every
         self.batch_size = batch_size
         self.steps = steps
@@ -50,6 +53,11 @@ class Evaluate(Callback):
         self.metrics = metrics
         self.figures = figures
         self.now = now
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate what training starts from; a run that goes on has those figures already."""
+        if self.at_start and trainer.global_step == 0:
+            self._evaluate(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,10 +69,14 @@ class Evaluate(Callback):
         due = step >= self.steps or (self.every is not None and crossed(step, self.batch_size, self.every))
         if not self.tasks or not (by_clock or due):
             return
+        self._evaluate(trainer)
+        self.now.update(self.figures)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        step = trainer.global_step
         self.figures.clear()
         for name, run in self.tasks.items():
             found = {f"val/{name}/{key}" if name else f"val/{key}": value for key, value in run().items()}
             self.figures.update(found)
-        self.now.update(self.figures)
         self.metrics.write(trainer, step, self.figures)
         say(f"evaluated at step {step} on {distributed.world_size()} rank(s)")

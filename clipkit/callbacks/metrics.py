@@ -60,7 +60,7 @@ class MetricsLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the record back to the step that training goes on from, and start the clock."""
         if trainer.is_global_zero:
-            cut_back(self.folder / RECORD, trainer.global_step)
+            cut_back(self.folder / RECORD, trainer.global_step or -1)  # from the start again, its figures too
             self.progress.start(trainer.global_step)
         self._window_start = self._step_end = time.perf_counter()
 
@@ -148,6 +148,10 @@ class OffTheClock(Callback):
 
     def __init__(self, metrics: MetricsLog) -> None:
         self.metrics = metrics
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The first step begins now."""
+        self.metrics.skip()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -18,7 +18,7 @@ def check_validation(data: ShardDataModule) -> None:
         ValueError: If it does not.
     """
     check_fields(data.val)
-    held = sum(int(open_catalogue(source, data.cache).counts.sum()) for source in data.val)
+    held = sum(int(open_catalogue(source, data.cache).planned.sum()) for source in data.val)
     if held < data.batch_size:
         raise ValueError(
             f"data.val holds {held:,} pairs, fewer than one batch of {data.batch_size:,}; give it more, or take a smaller data.batch_size"

@@ -7,18 +7,25 @@ import traceback
 
 import typer
 
+from clipkit.data.urls import shown
+
 # typer brings its own copy of click; this is that copy's base of all usage errors
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def exit_code(error: BaseException) -> tuple[int, str]:
-    """The exit code of an exception and what to print; set CLIPKIT_TRACEBACK=1 to see where bad input was found.
+    """The exit code of an exception and what to print, less the secrets of URLs; CLIPKIT_TRACEBACK=1 shows where bad input was found.
 
     Example:
         >>> exit_code(ValueError("batch_size=3 is no multiple of the 2 ranks"))
         (2, 'error: batch_size=3 is no multiple of the 2 ranks')
     """
+    code, message = _outcome(error)
+    return code, shown(message)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, typer.Exit):
         return error.exit_code, ""
     if isinstance(error, _UsageError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -47,13 +48,27 @@ def fit(
     ] = None,
     resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
+    allow_mismatch: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mismatch", help="Resume although data or seed differ: the weights go on, the new data begin."
+        ),
+    ] = False,
+    image_column: Annotated[str | None, typer.Option(help="Of a table to be packed: data.pack.image_column.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Likewise data.pack.caption_column.")] = None,
+    allow_pipe: Annotated[
+        bool, typer.Option("--allow-pipe", help="Let `pipe:` shards run their program; read the configuration first.")
+    ] = False,
 ) -> None:
     """Train; the same command again goes on with an unfinished run."""
     from clipkit import api
 
-    code = api.fit(config, overrides or [], resume=resume, plugin=plugin).code
-    if code:
-        raise typer.Exit(code)
+    columns = {"image_column": image_column, "caption_column": caption_column}
+    given = [f"data.pack.{key}={json.dumps(name)}" for key, name in columns.items() if name is not None]
+    changes = [*(overrides or []), *given]
+    run = api.fit(config, changes, resume=resume, plugin=plugin, allow_mismatch=allow_mismatch, allow_pipe=allow_pipe)
+    if run.code:
+        raise typer.Exit(run.code)
 
 
 @app.command()

@@ -1,9 +1,17 @@
 """Configuration of runs: what may stand in a file, how it is read, and what is said when it is wrong."""
 
+from clipkit.config.augment import (
+    AffineSpec,
+    AnyAugmentSpec,
+    AugmentSpec,
+    EvalAugmentSpec,
+    OpenClipAugmentSpec,
+    TimmAugmentSpec,
+)
 from clipkit.config.base import Spec
 from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
-from clipkit.config.data import AffineSpec, AugmentSpec, DataSpec, SourceSpec
+from clipkit.config.data import DataSpec, PackSpec, SourceSpec, StageSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
@@ -29,12 +37,14 @@ from clipkit.config.write import as_yaml, describe_difference, flatten, json_sch
 __all__ = [
     "DISTRIBUTION",
     "AffineSpec",
+    "AnyAugmentSpec",
     "AugmentSpec",
     "CheckpointSpec",
     "ConfigError",
     "DataSpec",
     "DistillationSpec",
     "Duration",
+    "EvalAugmentSpec",
     "EvaluateSpec",
     "InfoNCESpec",
     "Loaded",
@@ -42,7 +52,9 @@ __all__ = [
     "LossSpec",
     "ModelSpec",
     "MutualInformationSpec",
+    "OpenClipAugmentSpec",
     "OptimSpec",
+    "PackSpec",
     "Place",
     "Problem",
     "RetrievalSpec",
@@ -52,7 +64,9 @@ __all__ = [
     "SogCLRSpec",
     "SourceSpec",
     "Spec",
+    "StageSpec",
     "TaskSpec",
+    "TimmAugmentSpec",
     "TrainerSpec",
     "TripletSpec",
     "WandbSpec",

@@ -23,7 +23,8 @@ class LocatedErrors(ValueError):
         super().__init__("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in faults))
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """A text as the only item of a list."""
     return [value] if isinstance(value, str) else value
 
 
@@ -35,7 +36,7 @@ Share = Annotated[Real, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[
     list[Text],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    BeforeValidator(as_list, json_schema_input_type=str | list[str]),
     Field(min_length=1),
 ]
 # A name is part of an override's path and of a metric's, so it holds neither a dot nor a slash.

@@ -44,6 +44,9 @@ class EvaluateSpec(Spec):
     every: Interval | None = Field(
         None, description="Interval: samples, epochs, steps or a time. Unset: only at the end of the run."
     )
+    at_start: bool = Field(
+        False, description="Evaluate before the first step too; the end of the run then says before and after."
+    )
     tasks: dict[Name, TaskSpec] = Field(
         default_factory=dict, description="Tasks by name; their figures are logged as val/NAME/FIGURE."
     )

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from clipkit.config.model import split_model
 from clipkit.config.report import Path, Place, Problem, nearest
 from clipkit.config.run import RunConfig
+from clipkit.config.short_sources import as_sources
 from clipkit.config.units import Duration
 from clipkit.config.yaml_file import Layer, read_value
 
@@ -59,6 +60,24 @@ def expand_short_forms(layer: Layer) -> None:
         for name, loss in losses.items():
             if isinstance(loss, str) and "${" not in loss:
                 losses[name] = write_out(("losses", name), {"kind": loss})
+
+
+def expand_sources(layer: Layer) -> Layer:
+    """Write `data: {train: PATH}` out. Only after a layer has been laid over another: a path there replaces all sources below."""
+    data = layer.tree.get("data")
+    if not isinstance(data, dict):
+        return layer
+    tree, places = dict(data), dict(layer.places)
+    for key in ("train", "val"):
+        if isinstance(data.get(key), str) and isinstance(sources := as_sources(data[key]), dict):
+            tree[key] = sources
+            paths = [
+                ("data", key, name, *inner)
+                for name, source in sources.items()
+                for inner in ((), *((k,) for k in source))
+            ]
+            places |= {path: places[("data", key)] for path in paths if ("data", key) in places}
+    return Layer({**layer.tree, "data": tree}, places)
 
 
 def move(layer: Layer, old: Path, new: Path) -> None:
@@ -192,6 +211,10 @@ def _set(layer: Layer, path: tuple[str, ...], value: Any, below: Any, place: Pla
             return
         if isinstance(part.get(key), str) and path[0] in ("model", "loss", "losses"):
             expand_short_forms(layer)
+        if isinstance(part.get(key), str) and path[:2] in NAMED:
+            raise ValueError(
+                f"{'.'.join(path[:2])} is a path already; write {'.'.join(path[:2])}={{NAME: {{...}}}} instead"
+            )
         if not isinstance(part.get(key), dict):
             part[key] = {}
         part, below = part[key], under

@@ -12,7 +12,14 @@ from pydantic import ValidationError
 from clipkit.config.base import LocatedErrors
 from clipkit.config.catalog import find, shipped
 from clipkit.config.faults import ABSENT, problems_of, value_at
-from clipkit.config.layers import drop_unsafe_interpolations, expand_short_forms, lay_over, move, override_layer
+from clipkit.config.layers import (
+    drop_unsafe_interpolations,
+    expand_short_forms,
+    expand_sources,
+    lay_over,
+    move,
+    override_layer,
+)
 from clipkit.config.losses import move_loss
 from clipkit.config.report import ConfigError, Path, Place, Problem, nearest, place_of, show
 from clipkit.config.run import RunConfig
@@ -52,10 +59,11 @@ def load_with_sources(path_or_name: str | FilePath, overrides: Overrides = ()) -
     """Read a configuration as `load_config` does, and keep where each value comes from."""
     problems: list[Problem] = []
     file, below = _read_files(path_or_name, problems)
+    below = expand_sources(below)
     above = override_layer(overrides, below.tree, problems)
     drop_unsafe_interpolations(above, Place("command line"), problems)
     expand_short_forms(above)
-    merged = _resolve(lay_over(below, above), Place(file), problems)
+    merged = _resolve(expand_sources(lay_over(below, above)), Place(file), problems)
     config = _validate(merged, Place(file), problems)
     if config is None or problems:
         raise ConfigError(file, problems)

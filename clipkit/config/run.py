@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from clipkit.config.base import LocatedErrors, Name, Spec, Text
 from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import DataSpec
-from clipkit.config.evaluate import EvaluateSpec
+from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, ZeroShotSpec
 from clipkit.config.logs import LoggingSpec
 from clipkit.config.losses import LossSpec, move_loss, paired_fields
 from clipkit.config.model import ModelSpec
@@ -49,7 +49,7 @@ class RunConfig(Spec):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        faults = [*_loss_faults(self), *_evaluation_faults(self), *_arithmetic_faults(self)]
+        faults = [*_loss_faults(self), *_view_faults(self), *_evaluation_faults(self), *_arithmetic_faults(self)]
         if faults:
             raise LocatedErrors(faults)
         return self
@@ -65,7 +65,18 @@ class RunConfig(Spec):
 def figures(config: RunConfig) -> list[str]:
     """Name every figure that the run's evaluation gives; the first is the default of `checkpoint.best`."""
     named = [f"val/{name}/{figure}" for name, task in config.evaluate.tasks.items() for figure in task.figures]
+    named += [  # of which kind a task on held-out data is shows once it is packed
+        f"val/{name}/{figure}"
+        for name in held_out(config)
+        for spec in (RetrievalSpec, ZeroShotSpec)
+        for figure in spec.figures
+    ]
     return [*named, *(["val/loss"] if config.data.val else [])]
+
+
+def held_out(config: RunConfig) -> list[str]:
+    """The loose training sources of which a share is held out: each becomes a task of its name once it is packed."""
+    return [name for name, source in config.data.train.items() if source.loose is not None and config.data.pack.split]
 
 
 def _loss_faults(config: RunConfig) -> list[Fault]:
@@ -78,18 +89,35 @@ def _loss_faults(config: RunConfig) -> list[Fault]:
             faults.append((("losses", name, "pair"), "a field cannot be paired with itself"))
         for kind, sources in (("train", config.data.train), ("val", config.data.val)):
             for source_name, source in sources.items():
-                lacking = [field for field in pair if field not in source.fields]
+                lacking = [field for field in pair if field not in {*source.fields, *config.data.views}]
                 if lacking:
                     message = f"the loss `{name}` pairs {' and '.join(pair)}; missing: {', '.join(lacking)}"
                     faults.append((("data", kind, source_name, "fields"), message))
     return faults
 
 
+def _view_faults(config: RunConfig) -> list[Fault]:
+    data = config.data
+    if not data.views:
+        return []
+    sources = [("train", *item) for item in data.train.items()] + [("val", *item) for item in data.val.items()]
+    return [
+        (("data", kind, name, "fields"), "has no image, of which data.views would be made")
+        for kind, name, source in sources
+        if "image" not in source.fields
+    ]
+
+
 def _evaluation_faults(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     known = figures(config)
-    if config.evaluate.every is not None and not known:
-        faults.append((("evaluate", "every"), "nothing to evaluate: give `evaluate.tasks` or `data.val`"))
+    for key in ("every", "at_start"):
+        if getattr(config.evaluate, key) and not known:
+            faults.append((("evaluate", key), "nothing to evaluate: give `evaluate.tasks` or `data.val`"))
+    for name in held_out(config):
+        if name in config.evaluate.tasks:
+            message = "a task of this name comes with the source of the same name (data.pack.split); rename one"
+            faults.append((("evaluate", "tasks", name), message))
     best = config.checkpoint.best
     if best is not None and best not in known:
         message = f"names no figure of this run; {'one of: ' + ', '.join(known) if known else 'it evaluates nothing'}"

@@ -41,6 +41,7 @@ _UNITS: dict[str, tuple[Unit, int]] = {
 _NUMBER = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][+-]?[0-9]+)?)\s*(.*?)\s*", re.ASCII | re.DOTALL)
 
 COUNT_HELP = "a count such as 4096, 2_000, 1e5, 10M or 32Ki (k = 1,000, Ki = 1,024)"
+BYTES_HELP = "bytes, such as 200GB, 64GiB or 500M"
 DURATION_HELP = "a number with a unit, such as '128M samples', '30 epochs', '500 steps' or '2h'"
 
 
@@ -80,6 +81,21 @@ def parse_count(value: object) -> int:
     return int(number)
 
 
+def parse_bytes(value: object) -> int:
+    """Read a number of bytes.
+
+    >>> parse_bytes("200GB"), parse_bytes("64KiB"), parse_bytes("10M"), parse_bytes(4096)
+    (200000000000, 65536, 10000000, 4096)
+
+    Raises:
+        ValueError: If ``value`` is none.
+    """
+    try:
+        return parse_count(value.strip().removesuffix("B").rstrip() if isinstance(value, str) else value)
+    except ValueError:
+        raise ValueError(f"expected {BYTES_HELP}") from None
+
+
 def _count_or_auto(value: object) -> int | str:
     return "auto" if value == "auto" else parse_count(value)
 
@@ -90,6 +106,13 @@ _COUNT_SCHEMA: dict[str, Any] = {
         {"type": "string", "pattern": r"^[0-9][0-9_]*(\.[0-9_]*)?([eE][+-]?[0-9]+)?\s*(Ki|Mi|Gi|Ti|k|M|G|T)?$"},
     ]
 }
+_BYTES_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "number", "minimum": 0},
+        {"type": "string", "pattern": r"^[0-9][0-9_]*(\.[0-9_]*)?([eE][+-]?[0-9]+)?\s*(Ki|Mi|Gi|Ti|k|M|G|T)?B?$"},
+    ]
+}
+Bytes = Annotated[int, BeforeValidator(parse_bytes), WithJsonSchema(_BYTES_SCHEMA)]
 Count = Annotated[int, BeforeValidator(parse_count), WithJsonSchema(_COUNT_SCHEMA)]
 CountOrAuto = Annotated[
     int | Literal["auto"],
@@ -155,7 +178,9 @@ class Duration:
             raise ValueError(f"'{self}' is a time; it cannot be counted in samples")
         if self.unit == "epochs":
             if epoch_samples is None:
-                raise ValueError(f"'{self}' needs the size of an epoch, which is not known here")
+                raise ValueError(
+                    f"'{self}' needs the size of an epoch, which is not known here; write samples or steps"
+                )
             return round(self.value * epoch_samples)
         return int(self.value) * (batch_size if self.unit == "steps" else 1)
 

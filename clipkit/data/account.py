@@ -1,4 +1,4 @@
-"""Where every sample went: present = filtered + remainder + planned, planned = trained + bad, per source and epoch."""
+"""Where every sample went: present + repeated = filtered + remainder + planned, planned = trained + bad, per source and epoch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from clipkit.data.catalogue import Catalogue
 from clipkit.data.dataset import BadRecord
 from clipkit.data.plan import Plan
 
@@ -35,14 +36,17 @@ class EpochAccount:
     """One epoch of one source, as far as it was trained on.
 
     Args:
-        epoch: Counted from 0.
+        epoch: Counted from 0; -1 stands for all of a stream, whose epochs cannot be told apart.
         present: Samples that the shards hold.
-        filtered: Left out by a filter.
+        filtered: Left out by the source's selection.
         remainder: Left out because the lanes are of equal length; other ones each epoch.
         planned: To be trained in this epoch; those of an unfinished epoch that are still to come included.
         seen: Of these, the ones that were consumed: ``trained`` plus those of ``bad``.
         trained: Consumed as themselves.
         bad: By cause, those in whose place a substitute trained.
+        noted: By cause, how often one was trained on with something approximated (``animated``: its first frame).
+        repeated: Copies beyond each sample's first that an epoch has.
+        filtered_by: ``filtered`` by cause: missing (a value that a rule needs), filter, keys, skip_keys, duplicate, weight.
     """
 
     epoch: int
@@ -53,33 +57,49 @@ class EpochAccount:
     seen: int
     trained: int
     bad: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    filtered_by: dict[str, int] = field(default_factory=dict)
 
 
-def report(plan: Plan, names: Sequence[str], position: int, bad: Counts) -> dict[str, list[EpochAccount]]:
+def report(
+    plan: Plan,
+    names: Sequence[str],
+    catalogues: Sequence[Catalogue],
+    position: int,
+    bad: Counts,
+    noted: Counts | None = None,
+) -> dict[str, list[EpochAccount]]:
     """The account of everything before a position.
 
     Args:
         plan: The run's plan.
         names: Of its sources.
+        catalogues: What each holds.
         position: Samples consumed over all ranks.
         bad: Of all ranks.
+        noted: Of all ranks.
     """
     accounts: dict[str, list[EpochAccount]] = {}
-    for name, source, consumed in zip(names, plan.sources, plan.consumed(position), strict=True):
+    for name, held, source, consumed in zip(names, catalogues, plan.sources, plan.consumed(position), strict=True):
         lines = accounts.setdefault(name, [])
+        left_out = {} if held.chosen is None else held.chosen.filtered
         for epoch in range(-(-consumed // source.planned)):
             causes = bad.get(name, {}).get(str(epoch), {})
             seen = min(consumed - epoch * source.planned, source.planned)
             lines.append(
                 EpochAccount(
                     epoch=epoch,
-                    present=source.present,
-                    filtered=0,
+                    present=int(held.counts.sum()),
+                    filtered=sum(left_out.values()),
                     remainder=source.present - source.planned,
                     planned=source.planned,
                     seen=seen,
                     trained=seen - sum(causes.values()),
                     bad=dict(causes),
+                    noted=dict((noted or {}).get(name, {}).get(str(epoch), {})),
+                    repeated=0 if held.chosen is None else held.chosen.repeated,
+                    filtered_by=dict(left_out),
                 )
             )
     return accounts

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from clipkit.data.colour import grey, jitter
 from clipkit.data.draws import CROP, uniforms
-from clipkit.data.transforms import INTERPOLATIONS, resize_as_pillow
+from clipkit.data.pixels import INTERPOLATIONS, Pixels, crop_resized, size_of
 
 _TRIES = 10
 # columns of a sample's draws; a new augmentation takes the next, so that switching one on changes no other
@@ -120,11 +120,11 @@ class Augment:
             if value not in allowed:
                 raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
 
-    def __call__(self, images: Sequence[Tensor], *, seed: int, positions: NDArray[np.int64], view: int = 0) -> Tensor:
+    def __call__(self, images: Sequence[Pixels], *, seed: int, positions: NDArray[np.int64], view: int = 0) -> Tensor:
         """Augment.
 
         Args:
-            images: B images, uint8 (3, H, W), sizes may differ.
+            images: B images, uint8 (3, H, W) or Pillow's, sizes may differ.
             seed: The run's seed.
             positions: The samples' positions in the plan (B,).
             view: Which view of the sample; 0 is ``image`` itself.
@@ -133,13 +133,11 @@ class Augment:
             uint8 (B, 3, *size).
         """
         draws = uniforms(seed, positions, CROP + 256 * view, _COUNT)
-        heights, widths = (np.array([image.shape[axis] for image in images], np.int64) for axis in (1, 2))
-        boxes = crop_boxes(heights, widths, draws, self.scale, self.ratio)
+        sizes = np.array([size_of(image) for image in images], np.int64).reshape(-1, 2)
+        boxes = crop_boxes(sizes[:, 0], sizes[:, 1], draws, self.scale, self.ratio)
         out = torch.empty((len(images), 3, *self.size), dtype=torch.uint8)
-        for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-            out[row] = resize_as_pillow(
-                image[:, top : top + height, left : left + width], *self.size, self.interpolation
-            )
+        for row, (image, box) in enumerate(zip(images, boxes.tolist(), strict=True)):
+            out[row] = crop_resized(image, tuple(box), self.size, self.interpolation)
         if self.flip or self.color_jitter or self.grayscale or self.affine:
             step = max(1, _CHUNK // (self.size[0] * self.size[1]))
             for start in range(0, len(images), step):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.data.index import VERSION, load_index
+from clipkit.data.chosen import Chosen
+from clipkit.data.index import load_index
+from clipkit.data.listing import Lists, entry_of, read_lists, split_path
+from clipkit.data.node_cache import NodeCache
+from clipkit.data.remote_counts import remote_counts
+from clipkit.data.selection import choose
 from clipkit.data.source import Source
+from clipkit.data.urls import is_remote
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,18 @@ class Catalogue:
         paths: Of the shards (S,), bytes: arrays, not lists, so that forked workers share the memory.
         counts: Samples of each (S,).
         fingerprints: Of each (S,), bytes.
+        chosen: Which of the samples are planned; None plans each once.
     """
 
     paths: NDArray[np.bytes_]
     counts: NDArray[np.int64]
     fingerprints: NDArray[np.bytes_]
+    chosen: Chosen | None = None
+
+    @property
+    def planned(self) -> NDArray[np.int64]:
+        """Samples of each shard that are planned, repeats included (S,)."""
+        return self.counts if self.chosen is None else self.chosen.counts
 
     def path(self, shard: int) -> str:
         """The path of a shard."""
@@ -41,50 +52,51 @@ class Catalogue:
         return f"{int(self.counts.sum())}-{digest.hexdigest()}"
 
 
-def _listed(folder: str) -> dict[str, dict[str, Any]]:
-    """Entries of a folder's ``index.json`` by name; none if it is missing or damaged."""
-    try:
-        listed = json.loads((Path(folder) / "index.json").read_text())
-        if listed["version"] != VERSION:
-            return {}
-        return {
-            str(entry["name"]): entry for entry in listed["shards"] if {"count", "size", "fingerprint"} <= set(entry)
-        }
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def open_catalogue(source: Source, cache: Path | None) -> Catalogue:
+def open_catalogue(source: Source, cache: Path | None, node_cache: NodeCache | None = None) -> Catalogue:
     """Count a source's samples: by the folder's ``index.json`` where it lists the shard at its size, else by its index.
+
+    Remote shards are counted by what lies beside them (``remote_counts``); none is fetched.
 
     Args:
         source: The source.
         cache: Folder for sidecars that cannot be kept beside the shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache``.
 
     Raises:
         ShardError: If a shard is missing or cannot be indexed.
+        ValueError: If the source's selection keeps nothing, or asks for what is not there, or there are no counts for a remote shard.
     """
-    folders: dict[str, dict[str, dict[str, Any]]] = {}
+    folders: dict[str, Lists] = {}
     # filled in place: small objects that stay alive between those of a large index.json would pin all its memory
     counts = np.empty(len(source.shards), np.int64)
     fingerprints = np.empty(len(source.shards), "S56")  # a size of at most 20 digits and a hash of 32
+    remote = [path for path in source.shards if is_remote(path)]
+    counted = iter(remote_counts(remote, node_cache or remote_cache(cache)) if remote else ())
     for number, path in enumerate(source.shards):
-        folder, _, name = path.rpartition(os.sep)
+        if is_remote(path):
+            counts[number], mark = next(counted)
+            fingerprints[number] = mark.encode()
+            continue
+        folder, name = split_path(path)
         if folder not in folders:
-            folders[folder] = _listed(folder)
-        entry = folders[folder].get(name)
-        if entry is not None and _size(path) == entry["size"]:
+            folders[folder] = read_lists(folder, cache)
+        entry = entry_of(folders[folder], path, name)
+        if entry is not None:
             # a shard rewritten at the same size shows when a worker opens it: its fingerprint is compared then
             counts[number], fingerprints[number] = entry["count"], entry["fingerprint"].encode()
         else:
             index = load_index(path, cache)
             counts[number], fingerprints[number] = len(index), index.fingerprint.encode()
     paths = np.array([os.fsencode(path) for path in source.shards], np.bytes_)
-    return Catalogue(paths, counts, fingerprints)
+    return Catalogue(paths, counts, fingerprints, choose(source, counts, fingerprints, cache))
 
 
-def _size(path: str) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return None
+def remote_cache(cache: Path | None) -> NodeCache:
+    """The cache of remote shards in a cache folder.
+
+    Raises:
+        ValueError: If there is no folder.
+    """
+    if cache is None:
+        raise ValueError("remote shards are kept in a cache folder and none was given; pass cache=")
+    return NodeCache(cache)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,36 +14,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from clipkit import distributed
-from clipkit.data.account import Counts, EpochAccount, count_records, merge, report
-from clipkit.data.augment import Augment
-from clipkit.data.catalogue import open_catalogue
-from clipkit.data.check import PROBED, check_fields, check_samples, check_sizes
+from clipkit.data.account import Counts, EpochAccount, add, count_records, merge, report
+from clipkit.data.catalogue import Catalogue, open_catalogue, remote_cache
+from clipkit.data.check import PROBED, check_budget, check_fields, check_samples, check_sizes
 from clipkit.data.dataset import ShardDataset
+from clipkit.data.images import Decode
+from clipkit.data.lookahead import LookAhead, NodeOrder
+from clipkit.data.node_cache import NodeCache
 from clipkit.data.plan import BLOCK, Ints, Plan
 from clipkit.data.sampler import InOrder, PlanSampler
+from clipkit.data.selection import rule
 from clipkit.data.source import Source
+from clipkit.data.stages import IMAGE, Ends, Schedule, Stage, Transform
 from clipkit.data.trace import Trace
 from clipkit.data.transforms import Preprocess
+from clipkit.data.urls import is_remote
+from clipkit.data.worker import as_it_is, start_worker
 
 VERSION = 1
 Batch = dict[str, Any]
 
 
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """One thread each; signals are the parent's to handle, or Ctrl-C would lose the batches on their way."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 class ShardDataModule(LightningDataModule):
     """Sources to batches, exactly resumable.
 
-    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan.
+    To Lightning the run is one epoch of ``ceil(length / batch_size)`` full batches; epochs exist only in the plan. Of several
+    ranks each opens its indexes here; ``prepare_indexes``, called before they meet, makes missing ones once for all.
 
     Args:
         train: Sources to train on.
@@ -55,14 +50,24 @@ class ShardDataModule(LightningDataModule):
         tokenize: Captions to tokens (B, L).
         augment: Transform of training images.
         preprocess: Transform of validation images.
+        views: Further transforms of each image, by the field that they make (``image_view1``).
+        decode: How training images become pixels; validation takes its colour rules alone.
+        stages: What stands in for the four above at first, each with where it ends.
         workers: Loader processes of this rank; 0 loads in the training process.
-        cache: Folder for indexes that cannot be kept beside the shards.
+        start_method: How they start: ``fork``, ``forkserver``, ``spawn``, or None for Python's own choice.
+        cache: Folder for indexes that cannot be kept beside the shards, and for remote shards.
+        node_cache: Where remote shards are kept; None makes one in ``cache`` where a source is remote.
         trace: Folder of ``samples.rankR.jsonl``, or None for no trace.
         ranks: This rank and how many there are; None asks the process group.
+        allow_mismatch: Whether a state of other data starts this plan at its position 0, where it would be refused.
 
     Raises:
         ValueError: If the shards, the fields or the sizes cannot make a batch.
     """
+
+    dataset_class = ShardDataset
+    resumed = "data position restored exactly"
+    """What is said of a resumed run."""
 
     def __init__(
         self,
@@ -70,48 +75,83 @@ class ShardDataModule(LightningDataModule):
         train: Sequence[Source],
         val: Sequence[Source] = (),
         batch_size: int,
-        length: int | Callable[[int, int], int],
+        length: int | Callable[[int, int | None], int],
         seed: int,
         tokenize: Callable[[list[str]], Tensor],
-        augment: Augment,
+        augment: Transform,
         preprocess: Preprocess,
+        views: Mapping[str, Transform] | None = None,
+        decode: Decode | None = None,
+        stages: Sequence[tuple[Ends, Stage]] = (),
         workers: int = 0,
+        start_method: str | None = None,
         cache: Path | None = None,
+        node_cache: NodeCache | None = None,
         trace: Path | None = None,
         ranks: tuple[int, int] | None = None,
+        allow_mismatch: bool = False,
     ) -> None:
         super().__init__()
         self.train, self.val = tuple(train), tuple(val)
         self.batch_size, self.seed, self.workers, self.cache = batch_size, seed, workers, cache
-        self.tokenize, self.augment, self.preprocess = tokenize, augment, preprocess
+        self.start_method = start_method
+        last = Stage({IMAGE: augment, **(views or {})}, tokenize, decode or Decode())
+        self.stages = (*(stage for _, stage in stages), last)
+        # views are part of some losses, so validation has them too, drawn by its positions and the same each time
+        self.val_stage = Stage({**last.images, IMAGE: preprocess}, tokenize, Decode(policy=last.decode.policy))
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
+        self.allow_mismatch = allow_mismatch
         self.position = 0
-        if ranks is None and self.world > 1:  # one rank builds what indexes are missing, the others then find them
-            distributed.on_rank_0(self._build_indexes)
+        self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
+        remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
+        self.node_cache = (node_cache or remote_cache(cache)) if remote else None
+        self._look_ahead: LookAhead | None = None
         check_fields(self.train)
-        self.catalogues = [open_catalogue(source, cache) for source in self.train]
-        self.plan = Plan([held.counts for held in self.catalogues], [source.weight for source in self.train], seed)
+        self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
-        self.dataset = ShardDataset(
+        ends = [end if isinstance(end, int) else end(batch_size, self.plan.epoch_samples) for end, _ in stages]
+        names = [stage.name for stage in self.stages[:-1]]
+        self.stage_at = Schedule(list(zip(names, ends, strict=True)), batch_size=batch_size, length=self.length)
+        self.dataset = self.dataset_class(
             sources=self.train,
             catalogues=self.catalogues,
             order=self.plan,
             seed=seed,
-            tokenize=tokenize,
-            transform=augment,
+            stages=self.stages,
             cache=cache,
+            node_cache=self.node_cache,
         )
-        check_samples(self.dataset, self.train, self.plan, self._first_positions())
+        self._check_train()
         self.dataset.reader.close()  # workers open their own
+        local = distributed.launcher_world()[0] if distributed.launched() else self.world
+        first = self.rank // local * local
+        self._node = NodeOrder(
+            self.plan,
+            self.catalogues,
+            batch_size=batch_size,
+            ranks=range(first, first + local),
+            world=self.world,
+        )
+        if self.node_cache is not None:
+            check_budget(self._node, self.node_cache, batches=2 * workers + 2)  # what the workers have in hand
         self._trace = None if trace is None else Trace(trace, self.rank)
         self._bad_before: Counts = {}  # of all ranks, from the checkpoint
         self._bad_here: Counts = {}  # of this rank, since then
+        self._noted_before: Counts = {}  # the same of what was approximated
+        self._noted_here: Counts = {}
         self._val_loader: DataLoader[Batch] | None = None
 
-    def _build_indexes(self) -> None:
-        for source in (*self.train, *self.val):
-            open_catalogue(source, self.cache)
+    def _open_train(self) -> tuple[list[Catalogue], Plan]:
+        catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.train]
+        weights = [source.weight for source in self.train]
+        return catalogues, Plan([held.planned for held in catalogues], weights, self.seed)
+
+    def _check_train(self) -> None:
+        check_samples(self.dataset, self.train, self.plan, self._first_positions())
+
+    def _begin(self) -> None:
+        """Called where reading begins at the position."""
 
     def _first_positions(self) -> list[Ints]:
         """Per source the positions of its first samples: at most PROBED, never more than it plans."""
@@ -123,8 +163,8 @@ class ShardDataModule(LightningDataModule):
         return found
 
     @property
-    def epoch_samples(self) -> int:
-        """Samples of one epoch over all sources."""
+    def epoch_samples(self) -> int | None:
+        """Samples of one epoch over all sources; None where they are streamed and nobody knows."""
         return self.plan.epoch_samples
 
     @property
@@ -132,28 +172,58 @@ class ShardDataModule(LightningDataModule):
         """Batches of the whole run."""
         return -(-self.length // self.batch_size)
 
+    @property
+    def earlier_steps(self) -> int:
+        """Steps of the run that were trained on other plans, before position 0 of this one."""
+        return sum(int(plan["steps"]) for plan in self.earlier)
+
     def _loader(self, dataset: ShardDataset, sampler: PlanSampler, *, persistent: bool) -> DataLoader[Batch]:
         return DataLoader(
             dataset,
             batch_sampler=sampler,  # type: ignore[arg-type]  # torch's types know lists of indices alone
             num_workers=self.workers,
-            collate_fn=_as_it_is,  # type: ignore[arg-type]
-            worker_init_fn=_start_worker,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            worker_init_fn=start_worker,
             persistent_workers=persistent and self.workers > 0,
+            multiprocessing_context=self.start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches from ``position`` to the end of the run; its ``len`` is that of the whole run."""
+        self._begin()
         sampler = PlanSampler(
             self.plan,
             batch_size=self.batch_size,
             batches=self.batches,
             rank=self.rank,
             world=self.world,
-            position=lambda: self.position,
+            position=self._start,
+            earlier=lambda: self.earlier_steps,
+            stage=self.stage_at,
         )
         return self._loader(self.dataset, sampler, persistent=True)
+
+    def _start(self) -> int:
+        """Where iteration starts, once the position is known and the workers are forked: no thread of ours is there before."""
+        if self.node_cache is not None and self.rank == self._node.ranks[0]:
+            self._end_look_ahead()
+            end = (self.batches - self.earlier_steps) * self.batch_size
+            self._look_ahead = LookAhead(self._node, self.node_cache, position=lambda: self.position, end=end)
+        return self.position
+
+    def _end_look_ahead(self) -> None:
+        if self._look_ahead is not None:
+            self._look_ahead.stop()
+            self._look_ahead = None
+
+    def teardown(self, stage: str) -> None:
+        """End what fetches remote shards ahead."""
+        self._end_look_ahead()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """The same, where the run failed."""
+        self._end_look_ahead()
 
     def val_batches(self) -> Iterator[Batch]:
         """Full batches of the validation sources, each sample at most once, in the order in which they lie.
@@ -168,18 +238,18 @@ class ShardDataModule(LightningDataModule):
 
     def _make_val_loader(self) -> DataLoader[Batch]:
         check_fields(self.val)
-        catalogues = [open_catalogue(source, self.cache) for source in self.val]
-        order = InOrder([held.counts for held in catalogues])
+        catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.val]
+        order = InOrder([held.planned for held in catalogues])
         dataset = ShardDataset(
             sources=self.val,
             catalogues=catalogues,
             order=order,
             seed=self.seed,
-            tokenize=self.tokenize,
-            transform=self.preprocess,
+            stages=[self.val_stage],
             cache=self.cache,
+            node_cache=self.node_cache,
         )
-        starts = np.concatenate([[0], np.cumsum([held.counts.sum() for held in catalogues])])
+        starts = np.concatenate([[0], np.cumsum([held.planned.sum() for held in catalogues])])
         firsts = [np.arange(start, stop) for start, stop in pairwise(starts)]
         check_samples(dataset, self.val, order, firsts)
         dataset.reader.close()
@@ -205,46 +275,76 @@ class ShardDataModule(LightningDataModule):
         if batch["position"] != self.position:
             raise ValueError(f"a batch of position {batch['position']} was trained on, the next one is {self.position}")
         count_records(self._bad_here, batch["bad"])
+        for source, epoch, cause in batch["noted"]:
+            add(self._noted_here, source, str(epoch), cause)
         if self._trace is not None:
             self._trace.write(batch)
         self.position += self.batch_size
 
     def _bad(self) -> Counts:
-        here = [self._bad_here] if self.world == 1 else distributed.gather_json(self._bad_here)
-        return merge([self._bad_before, *here])
+        return self._of_all_ranks(self._bad_before, self._bad_here)
+
+    def _noted(self) -> Counts:
+        return self._of_all_ranks(self._noted_before, self._noted_here)
+
+    def _of_all_ranks(self, before: Counts, here: Counts) -> Counts:
+        return merge([before, *([here] if self.world == 1 else distributed.gather_json(here))])
 
     def report(self) -> dict[str, list[EpochAccount]]:
-        """The account of every source and epoch up to the position; all ranks call it together."""
-        return report(self.plan, [source.name for source in self.train], self.position, self._bad())
+        """The account of every source and epoch of this plan up to the position; all ranks call it together."""
+        names = [source.name for source in self.train]
+        return report(self.plan, names, self.catalogues, self.position, self._bad(), self._noted())
 
     def _constants(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         sources: dict[str, Any] = {}
         for source, held in zip(self.train, self.catalogues, strict=True):
             fields = {name: list(places) for name, places in source.fields.items()}
-            sources[source.name] = {"weight": source.weight, "fields": fields, "shards": held.fingerprint}
+            sources[source.name] = {
+                "weight": source.weight,
+                "fields": fields,
+                "captions": source.captions,
+                "shards": held.fingerprint,
+                "selection": None
+                if held.chosen is None
+                else {"rule": rule(source), "samples": held.chosen.fingerprint},
+            }
         return {"version": VERSION, "seed": self.seed, "batch_size": self.batch_size, "sources": sources}
 
     def state_dict(self) -> dict[str, Any]:
         """The state, of JSON types, equal on every rank; all ranks call it together."""
-        return {**self._constants(), "position": self.position, "bad": self._bad()}
+        counts = {"bad": self._bad(), "noted": self._noted()}
+        return {**self._constants(), "position": self.position, **counts, "earlier": self.earlier}
+
+    def differences(self, state_dict: dict[str, Any]) -> list[str]:
+        """What a state's data have other than these: a line a field, none if its position means the same here."""
+        return list(_differences("data", state_dict, self._constants()))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state.
+        """Go on from a state; one of other data, where that is allowed, counts its steps and starts this plan at position 0.
 
         Args:
             state_dict: What ``state_dict`` gave, perhaps on another number of ranks.
 
         Raises:
-            ValueError: If it is of other data, another seed or another batch size: what differs is named.
+            ValueError: If it is of other data, another seed or another batch size, and that is not allowed: what differs is named.
         """
-        differences = list(_differences("data", state_dict, self._constants()))
-        if differences:
+        differences = self.differences(state_dict)
+        if differences and not self.allow_mismatch:
             text = "the checkpoint was made with other data, so its position means nothing here: "
-            raise ValueError(text + "; ".join(differences) + ". Restore them, or start a new run")
-        self.position = int(state_dict["position"])
-        self._bad_before = merge([state_dict["bad"]])
-        self._bad_here = {}
+            cure = "Restore them, start a new run, or go on with its weights at the beginning of these data: --allow-mismatch"
+            raise ValueError(f"{text}{'; '.join(differences)}. {cure}")
+        position, self.earlier = int(state_dict["position"]), list(state_dict.get("earlier", []))
+        if differences:
+            steps = position // int(state_dict["batch_size"])
+            self.earlier.append({"steps": steps, "samples": position, "bad": state_dict["bad"]})
+        self.position = 0 if differences else position
+        self._bad_before = {} if differences else merge([state_dict["bad"]])
+        self._noted_before = {} if differences else merge([state_dict.get("noted", {})])
+        self._bad_here, self._noted_here = {}, {}
+        self._begin()
+        if self._trace is not None:
+            self._trace.begin_plan(self.earlier_steps)
 
 
 def _differences(path: str, then: Any, now: Any) -> Iterator[str]:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clipkit.data.augment import Augment
 from clipkit.data.catalogue import Catalogue
 from clipkit.data.draws import CAPTION, uniforms
-from clipkit.data.images import MOST_BYTES, BadSample, decode_image
+from clipkit.data.images import MOST_BYTES, BadSample, Decode, decode
+from clipkit.data.node_cache import NodeCache
+from clipkit.data.pixels import Pixels
 from clipkit.data.plan import Ints, Rows
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Place, Source
-from clipkit.data.transforms import Preprocess
+from clipkit.data.stages import Stage, transformed
+from clipkit.data.urls import shown
 from clipkit.data.values import caption, find, hash64, label
 
 _MOST_SUBSTITUTES = 100
@@ -43,11 +44,13 @@ class Request(NamedTuple):
         start: Position of the first sample of the batch of all ranks.
         size: Samples of that batch.
         rows: This rank's samples.
+        stage: Number of the stage that the batch is in.
     """
 
     start: int
     size: int
     rows: Rows
+    stage: int = 0
 
 
 class BadRecord(NamedTuple):
@@ -76,10 +79,11 @@ class Sample(NamedTuple):
     """A sample that can be used; fields that its source has not are None."""
 
     key: str
-    image: Tensor | None
+    image: Pixels | None
     text: str | None
     label: int | None
     image_hash: int
+    noted: tuple[str, ...] = ()
 
 
 def _stack(values: Sequence[int]) -> Tensor:
@@ -94,9 +98,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
         catalogues: What each holds.
         order: The order that positions follow; asked for substitutes.
         seed: The run's seed.
-        tokenize: Captions to tokens (B, L).
-        transform: ``Augment`` for training, ``Preprocess`` for validation.
+        stages: How samples become a batch, by the request's stage.
         cache: Folder for sidecars that cannot be kept beside the shards.
+        node_cache: Where remote shards are kept.
     """
 
     def __init__(
@@ -106,28 +110,29 @@ class ShardDataset(Dataset[dict[str, Any]]):
         catalogues: Sequence[Catalogue],
         order: Order,
         seed: int,
-        tokenize: Callable[[list[str]], Tensor],
-        transform: Augment | Preprocess,
+        stages: Sequence[Stage],
         cache: Path | None,
+        node_cache: NodeCache | None = None,
     ) -> None:
         self.names = [source.name for source in sources]
+        self.first_caption = [source.captions == "first" for source in sources]
         self.places: list[dict[str, tuple[Place, ...]]] = [source.places() for source in sources]
         self.catalogues = list(catalogues)
         self.order = order
         self.seed = seed
-        self.tokenize = tokenize
-        self.transform = transform
+        self.stages = list(stages)
         wanted = [frozenset(place.extension for every in places.values() for place in every) for places in self.places]
-        self.reader = ShardReader(catalogues, wanted, cache)
+        self.reader = ShardReader(catalogues, wanted, cache, node_cache)
 
-    def read(self, source: int, shard: int, sample: int, draw: float) -> Sample:
+    def read(self, source: int, shard: int, sample: int, draw: float, how: Decode | None = None) -> Sample:
         """One sample, decoded.
 
         Args:
             source: Index of the source.
             shard: Index of the shard.
-            sample: Index of the sample.
-            draw: In [0, 1), chooses among several captions.
+            sample: Index of the sample among those of its shard that are planned.
+            draw: In [0, 1), chooses among several captions, where the source does not take the first.
+            how: How the image becomes pixels.
 
         Raises:
             BadSample: If it cannot be used.
@@ -135,16 +140,18 @@ class ShardDataset(Dataset[dict[str, Any]]):
         """
         places = self.places[source]
         members = self.reader.members(source, shard, sample, MOST_BYTES)
+        draw = 0.0 if self.first_caption[source] else draw
         text = caption(members, places["text"], draw) if "text" in places else None
         group = label(members, places["label"]) if "label" in places else None
         image, image_hash = None, 0
+        noted: tuple[str, ...] = ()
         if "image" in places:
             found = find(members, places["image"])
             if found is None:
                 wanted = " or ".join(f".{place.extension}" for place in places["image"])
                 raise BadSample("no_image", f"no member {wanted}")
-            image, image_hash = decode_image(found[1]), hash64(found[1])
-        return Sample(self.reader.key(source, shard, sample), image, text, group, image_hash)
+            (image, noted), image_hash = decode(found[1], how), hash64(found[1])
+        return Sample(self.reader.key(source, shard, sample), image, text, group, image_hash, noted)
 
     def _record(self, row: Rows, error: BadSample) -> BadRecord:
         source, shard = int(row.source[0]), int(row.shard[0])
@@ -152,22 +159,23 @@ class ShardDataset(Dataset[dict[str, Any]]):
             position=int(row.position[0]),
             source=self.names[source],
             epoch=int(row.epoch[0]),
-            shard=self.catalogues[source].path(shard),
+            shard=shown(self.catalogues[source].path(shard)),
             key=self.reader.key(source, shard, int(row.sample[0])),
             cause=error.cause,
             detail=error.detail,
         )
 
-    def _read_or_substitute(self, request: Request, row: Rows, draw: float) -> tuple[Sample, int, BadRecord | None]:
-        """The sample of one row, or its substitute, with its id and the record of the bad one."""
+    def _read_or_substitute(self, request: Request, row: Rows, draw: float) -> tuple[Sample, Rows, BadRecord | None]:
+        """The sample of one row, or its substitute, with its own row and the record of the bad one."""
+        how = self.stages[request.stage].decode
         record = None
         given: Rows | None = row
         for attempt in range(_MOST_SUBSTITUTES):
             if given is None:
                 break
             try:
-                sample = self.read(int(given.source[0]), int(given.shard[0]), int(given.sample[0]), draw)
-                return sample, int(given.id[0]), record
+                sample = self.read(int(given.source[0]), int(given.shard[0]), int(given.sample[0]), draw, how)
+                return sample, given, record
             except BadSample as error:
                 record = record or self._record(row, error)
             given = self.order.substitute(int(row.position[0]), request.start, request.size, attempt)
@@ -176,14 +184,16 @@ class ShardDataset(Dataset[dict[str, Any]]):
         raise ValueError(text + "substitute that was tried for it; look at the source with `clipkit data check`")
 
     def __getitems__(self, request: Request) -> dict[str, Any]:
-        """A batch of this rank: fields, ``id``, ``key``, ``position``, ``content``, ``label`` if there is one, ``bad``."""
-        rows = request.rows
+        """A batch of this rank: fields, ``id``, ``key``, ``position``, ``content``, ``label`` if there is one, ``bad``, ``noted``."""
+        rows, stage = request.rows, self.stages[request.stage]
         draws = uniforms(self.seed, rows.position, CAPTION, 1)[:, 0]
         samples, ids, bad = [], [], []
+        noted: list[tuple[str, int, str]] = []
         for number, draw in enumerate(draws.tolist()):
-            sample, id_, record = self._read_or_substitute(request, rows.take(slice(number, number + 1)), draw)
+            sample, given, record = self._read_or_substitute(request, rows.take(slice(number, number + 1)), draw)
             samples.append(sample)
-            ids.append(id_)
+            ids.append(int(given.id[0]))
+            noted += [(self.names[int(given.source[0])], int(given.epoch[0]), cause) for cause in sample.noted]
             bad += [] if record is None else [record]
         content: dict[str, Tensor] = {}
         batch: dict[str, Any] = {
@@ -192,21 +202,18 @@ class ShardDataset(Dataset[dict[str, Any]]):
             "position": request.start,
             "content": content,
             "bad": bad,
+            "noted": noted,
         }
         images = [sample.image for sample in samples if sample.image is not None]
         texts = [sample.text for sample in samples if sample.text is not None]
         labels = [sample.label for sample in samples if sample.label is not None]
         if images:
-            batch["image"] = self._transformed(images, rows.position)
+            for field, transform in stage.images.items():
+                batch[field] = transformed(transform, field, images, seed=self.seed, positions=rows.position)
             content["image"] = _stack([sample.image_hash for sample in samples])
         if texts:
-            batch["text"] = self.tokenize(texts)
+            batch["text"] = stage.tokenize(texts)
             content["text"] = _stack([hash64(text.encode()) for text in texts])
         if labels:
             batch["label"] = _stack(labels)
         return batch
-
-    def _transformed(self, images: list[Tensor], positions: Ints) -> Tensor:
-        if isinstance(self.transform, Augment):
-            return self.transform(images, seed=self.seed, positions=np.asarray(positions))
-        return self.transform.batch(images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-CROP, CAPTION = 0, 1  # streams of draws at one position; a new one gets the next number
+CROP, CAPTION, TIMM = 0, 1, 2  # streams of draws at one position; a new one gets the next number
 
 _WORD = (1 << 64) - 1
 

@@ -27,7 +27,7 @@ from functools import cache as cached
 from importlib.resources import files
 from pathlib import Path
 
-from clipkit.data.index import write_folder_index
+from clipkit.data.indexing import write_folder_index
 
 TRAIN_STYLES = ("noto", "noto-v1", "fxemoji", "twemoji", "emojione")
 DEV_STYLE = "fxemoji"

@@ -2,22 +2,29 @@
 
 torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG and PNG; everything else (palettes,
 transparency, 16 bits, CMYK, animations, odd files) goes through Pillow and one set of colour rules.
+
+The rules are ours (EXIF turns the image, transparency lies on white, 16 bits are scaled) or open_clip's, for runs that
+must see what its trainer saw (EXIF ignored, ``convert("RGB")`` after the resize). Formats and caps are the same in both.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg as torch_jpeg
 from torchvision.io import decode_png as torch_png
 
+from clipkit.data.pixels import PillowImage, Pixels
+
+POLICIES = ("clipkit", "open_clip")
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
 MOST_ASPECT = 200  # beyond it a short-side resize of a small file would fill the memory
@@ -42,10 +49,38 @@ class BadSample(Exception):
         return f"{self.cause}: {self.detail}"
 
 
+@dataclass(frozen=True)
+class Decode:
+    """How image files become pixels.
+
+    Args:
+        policy: ``clipkit`` or ``open_clip``: whose colour rules.
+        shrink_to: JPEGs may be decoded at a half, a quarter or an eighth of their size (by the DCT: faster, not equal) as
+            long as both sides keep this many pixels; 0 is never.
+    """
+
+    policy: str = "clipkit"
+    shrink_to: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"image policy {self.policy!r} is none of {', '.join(POLICIES)}")
+
+
+class Decoded(NamedTuple):
+    """An image, and what was approximated in it."""
+
+    pixels: Pixels
+    noted: tuple[str, ...] = ()
+    """``animated``: of several frames the first was taken."""
+
+
 class _Header(NamedTuple):
     height: int
     width: int
     plain: bool  # whether torchvision's decoder gives the same as Pillow and our colour rules
+    direct: bool  # whether the pixels are stored as 8-bit colours or greys, which are resized as they are
+    animated: bool = False
 
 
 def _format(data: bytes) -> str:
@@ -76,7 +111,7 @@ def _jpeg_header(data: bytes) -> _Header:
             height, width, channels = struct.unpack_from(">HHB", data, at + 5)
             size = height, width, channels
         if marker == 0xDA and size is not None:
-            return _Header(size[0], size[1], size[2] in (1, 3))
+            return _Header(size[0], size[1], size[2] in (1, 3), size[2] in (1, 3))
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise BadSample("truncated", "the JPEG ends inside its header")
 
@@ -85,8 +120,9 @@ def _png_header(data: bytes) -> _Header:
     if len(data) < 33:
         raise BadSample("truncated", "the PNG ends inside its header")
     width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    transparent = colour >= 4 or b"tRNS" in data[: max(data.find(b"IDAT"), 0)]
-    return _Header(height, width, bits <= 8 and not transparent)
+    before = data[: max(data.find(b"IDAT"), 0)]
+    plain = bits <= 8 and not (colour >= 4 or b"tRNS" in before)
+    return _Header(height, width, plain, plain and bits == 8 and colour in (0, 2), b"acTL" in before)
 
 
 def _check(height: int, width: int) -> None:
@@ -98,18 +134,26 @@ def _check(height: int, width: int) -> None:
         raise BadSample("aspect", f"{width} x {height} pixels; at most 1:{MOST_ASPECT} is read")
 
 
-def _with_torchvision(data: bytes, kind: str) -> Tensor:
+def _with_torchvision(data: bytes, kind: str, *, turn: bool) -> Tensor:
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     decode = torch_jpeg if kind == "JPEG" else torch_png
-    pixels: Tensor = decode(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+    pixels: Tensor = decode(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=turn)
     return pixels
 
 
-def _with_pillow(data: bytes, kind: str) -> Tensor:
+def _with_pillow(data: bytes, kind: str, how: Decode, *, shrink: bool) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             _check(image.height, image.width)
-            return image_tensor(image)
+            if shrink:
+                return Decoded(_shrunk(image, how))
+            if how.policy == "clipkit":
+                pixels: Pixels = image_tensor(image)
+            elif image.mode in ("RGB", "L"):
+                pixels = _tensor(image.convert("RGB"))
+            else:
+                pixels = PillowImage(image.copy(), image.height, image.width)
+            return Decoded(pixels, ("animated",) if _is_animated(image) else ())
     except (BadSample, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -119,32 +163,95 @@ def _with_pillow(data: bytes, kind: str) -> Tensor:
         raise BadSample(cause, f"{kind}: {error}") from error
 
 
-def decode_image(data: bytes) -> Tensor:
+def _shrunk(image: Image.Image, how: Decode) -> PillowImage:
+    """A JPEG decoded at a fraction of its size."""
+    width, height = image.size
+    turn = image.getexif().get(ExifTags.Base.Orientation, 1) if how.policy == "clipkit" else 1
+    image.draft(None, (how.shrink_to, how.shrink_to))  # the smallest of 1/1 to 1/8 that is no smaller
+    step = max(round(width / image.width), round(height / image.height))
+    if turn in (5, 6, 7, 8):
+        width, height = height, width
+    turned = ImageOps.exif_transpose(image) if turn != 1 else image
+    # the last column and row may stand for fewer pixels than the others; after a mirroring they come first
+    over = (
+        (turned.height * step - height) * (turn in (3, 4, 7, 8)),
+        (turned.width * step - width) * (turn in (2, 3, 6, 7)),
+    )
+    return PillowImage(turned.convert("RGB"), height, width, step, over)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a second frame that is damaged: the first one is good
+        return True
+
+
+def decode(data: bytes, how: Decode | None = None) -> Decoded:
     """Decode one image file.
 
     Args:
         data: The file: JPEG, PNG, WebP, GIF or BMP, told by its first bytes.
-
-    Returns:
-        RGB pixels, uint8 (3, H, W), turned as EXIF says, the first frame of an animation, transparency on white.
+        how: Colour rules and speed; unset: ours, and every pixel.
 
     Raises:
         BadSample: If it is empty, of another format, too large, cut short or damaged.
     """
+    how = how or Decode()
     if not data:
         raise BadSample("empty", "a file of no bytes")
     if len(data) > MOST_BYTES:
         raise BadSample("too_large", f"{len(data):,} bytes; at most {MOST_BYTES:,} are read")
     kind = _format(data)
+    shrink = False
     if kind in ("JPEG", "PNG"):
         header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
         _check(header.height, header.width)
-        if header.plain:
+        shrink = kind == "JPEG" and header.plain and 0 < 2 * how.shrink_to <= min(header.height, header.width)
+        if not shrink and (header.plain if how.policy == "clipkit" else header.direct):
             try:
-                return _with_torchvision(data, kind)
+                pixels = _with_torchvision(data, kind, turn=how.policy == "clipkit")
+                return Decoded(pixels, ("animated",) if header.animated else ())
             except RuntimeError:
                 pass  # stricter than Pillow about some files; Pillow decides
-    return _with_pillow(data, kind)
+    return _with_pillow(data, kind, how, shrink=shrink)
+
+
+def decode_image(data: bytes) -> Tensor:
+    """Decode one image file by our colour rules.
+
+    Args:
+        data: As for ``decode``.
+
+    Returns:
+        RGB pixels, uint8 (3, H, W), turned as EXIF says, the first frame of an animation, transparency on white.
+
+    Raises:
+        BadSample: As ``decode`` does.
+    """
+    pixels = decode(data).pixels
+    assert isinstance(pixels, Tensor)  # only open_clip's rules and shrinking leave an image with Pillow
+    return pixels
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header, as stored: not turned as EXIF says.
+
+    Args:
+        data: The file, or for JPEG and PNG its beginning.
+
+    Raises:
+        BadSample: If it is of another format, or damaged or cut short before it tells.
+    """
+    kind = _format(data)
+    if kind in ("JPEG", "PNG"):
+        header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
+        return header.width, header.height
+    try:
+        with Image.open(io.BytesIO(data), formats=(kind,)) as image:
+            return image.size
+    except Exception as error:
+        raise BadSample("damaged", f"{kind}: {error}") from error
 
 
 def image_tensor(image: Image.Image) -> Tensor:
@@ -165,4 +272,8 @@ def image_tensor(image: Image.Image) -> Tensor:
         image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image.convert("RGBA"))
     if image.mode != "RGB":
         image = image.convert("RGB")
+    return _tensor(image)
+
+
+def _tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

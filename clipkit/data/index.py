@@ -7,7 +7,6 @@ the dot, lower-cased, is the field: ``a/0001.seg.PNG`` is field ``seg.png`` of `
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import zipfile
@@ -22,11 +21,12 @@ from numpy.typing import NDArray
 from clipkit.data.atomic import write_atomically
 from clipkit.data.tar import BLOCK, Member, ShardError, members
 
-VERSION = 1
+VERSION = 2
 _MOST_FIELDS = 64
 _log = logging.getLogger(__name__)
 
 Ints = NDArray[np.int64]
+Small = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ShardIndex:
         offset: First header byte of each sample (N,).
         length: Bytes from there to the sample's end, padding included (N,): that stretch is itself a piece of tar.
         fields: Per field the data's offset and length, each (N,); a sample without the field has offset -1.
+        checks: Per field the CRC-32 of the member's header block (N,), 0 where there is none.
     """
 
     size: int
@@ -48,6 +49,7 @@ class ShardIndex:
     offset: Ints
     length: Ints
     fields: dict[str, tuple[Ints, Ints]]
+    checks: dict[str, Small]
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -66,10 +68,14 @@ class ShardIndex:
         return f"{self.size}-{digest.hexdigest()}"
 
 
-def _arrays(index: ShardIndex) -> dict[str, Ints | NDArray[np.bytes_]]:
-    arrays: dict[str, Ints | NDArray[np.bytes_]] = {"key": index.key, "offset": index.offset, "length": index.length}
+def _arrays(index: ShardIndex) -> dict[str, Ints | Small | NDArray[np.bytes_]]:
+    arrays: dict[str, Ints | Small | NDArray[np.bytes_]] = {
+        "key": index.key,
+        "offset": index.offset,
+        "length": index.length,
+    }
     for field, (offset, length) in index.fields.items():
-        arrays |= {f"{field}_offset": offset, f"{field}_length": length}
+        arrays |= {f"{field}_offset": offset, f"{field}_length": length, f"{field}_check": index.checks[field]}
     return arrays
 
 
@@ -90,15 +96,24 @@ def _field(extension: bytes) -> str:
 def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, int, dict[str, Member]]]:
     """Runs of members with one key: (key, start, end, members by field)."""
     seen: set[bytes] = set()
-    key, start, end = b"", 0, 0
+    key, start = b"", 0
     fields: dict[str, Member] = {}
+    last = Member(b"", 0, 0, 0, 0)
+    known: dict[bytes, str] = {}  # what may follow a key, a sample's members having mostly those of the last
     for member in found:
-        parts = split_name(member.name)
+        name = member.name
+        parts: tuple[bytes, str] | None
+        if fields and name.startswith(key) and (extension := known.get(name[len(key) :])):
+            parts = key, extension
+        else:
+            parts = split_name(name)
+            if parts is not None and len(known) < _MOST_FIELDS:
+                known[name[len(parts[0]) :]] = parts[1]
         if parts is None:
             continue
         if parts[0] != key or not fields:
             if fields:
-                yield key, start, end, fields
+                yield key, start, _end(last), fields
             key, start, fields = parts[0], member.start, {}
             if key in seen:
                 text = f"{path}: the members of sample {key!r} are not side by side (again at byte {start}); "
@@ -108,9 +123,13 @@ def _samples(found: Iterator[Member], path: str) -> Iterator[tuple[bytes, int, i
             text = f"{path}: sample {key!r} has two members .{parts[1]} (the second at byte {member.start}); "
             raise ShardError(text + "give each sample a key of its own before the first dot", path, member.start)
         fields[parts[1]] = member
-        end = member.offset + (member.size + BLOCK - 1) // BLOCK * BLOCK
+        last = member
     if fields:
-        yield key, start, end, fields
+        yield key, start, _end(last), fields
+
+
+def _end(member: Member) -> int:
+    return member.offset + (member.size + BLOCK - 1) // BLOCK * BLOCK
 
 
 def build_index(path: str | Path) -> ShardIndex:
@@ -144,9 +163,9 @@ def build_index(path: str | Path) -> ShardIndex:
             f"{path}: {len(names)} different fields, such as {names[:3]}; the key ends at the first dot of a name, so "
         )
         raise ShardError(text + "pack it with no dots inside the keys", path)
-    empty = Member(b"", 0, -1, 0)
+    empty = Member(b"", 0, -1, 0, 0)
     placed = {
-        field: np.array([fields.get(field, empty)[2:] for _, _, _, fields in runs], np.int64).reshape(-1, 2)
+        field: np.array([fields.get(field, empty)[2:] for _, _, _, fields in runs], np.int64).reshape(-1, 3)
         for field in names
     }
     start, end = (np.array([run[column] for run in runs], np.int64) for column in (1, 2))
@@ -157,6 +176,7 @@ def build_index(path: str | Path) -> ShardIndex:
         offset=start,
         length=end - start,
         fields={field: (spans[:, 0].copy(), spans[:, 1].copy()) for field, spans in placed.items()},
+        checks={field: spans[:, 2].astype(np.uint32) for field, spans in placed.items()},
     )
 
 
@@ -197,6 +217,7 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         key, offset, length = held["key"], held["offset"], held["length"]
         names = [name.removesuffix("_offset") for name in held if name.endswith("_offset")]
         fields = {name: (held[f"{name}_offset"], held[f"{name}_length"]) for name in names}
+        checks = {name: held[f"{name}_check"] for name in names}
     except (KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{sidecar}: damaged ({error}); delete it, it is made again") from error
     if version != VERSION:
@@ -209,22 +230,48 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         inside &= (start == -1) | (start % BLOCK == 0)
         if start.dtype != np.int64 or span.dtype != np.int64 or not inside.all():
             raise ValueError(f"{sidecar}: it points outside its shard of {size} bytes; delete it, it is made again")
-    return ShardIndex(size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields)
+    if any(check.shape != key.shape or check.dtype != np.uint32 for check in checks.values()):
+        raise ValueError(f"{sidecar}: columns of different lengths; delete it, it is made again")
+    return ShardIndex(size=size, mtime_ns=mtime, key=key, offset=offset, length=length, fields=fields, checks=checks)
 
 
-def _fresh(sidecar: Path, status: os.stat_result) -> ShardIndex | None:
+def _kept(sidecar: Path) -> ShardIndex | None:
     try:
-        index = read_sidecar(sidecar)
+        return read_sidecar(sidecar)
     except OSError:
         return None
     except ValueError as error:
         _log.warning("%s", error)
         return None
-    same = (index.size, index.mtime_ns) == (status.st_size, status.st_mtime_ns)
-    return index if same else None
 
 
-def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
+def default_cache() -> Path:
+    """CLIPKIT_CACHE, else ``~/.cache/clipkit``."""
+    return Path(os.environ.get("CLIPKIT_CACHE") or Path.home() / ".cache" / "clipkit").expanduser()
+
+
+def cached_path(path: str | Path, cache: Path) -> Path:
+    """Where the cache keeps a file that cannot lie at its own path."""
+    origin = hashlib.blake2b(os.path.abspath(path).encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    return cache / "index" / f"{origin}-{os.path.basename(path)}"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A shard's index, and where it came from.
+
+    Args:
+        index: The index.
+        fresh: Whether a sidecar that fits was there.
+        sidecar: The sidecar, None if it could not be kept.
+    """
+
+    index: ShardIndex
+    fresh: bool
+    sidecar: Path | None
+
+
+def open_index(path: str | Path, cache: Path | None = None) -> Opened:
     """The index of a shard: its sidecar if that fits the tar, else built now and kept.
 
     The sidecar lies beside the shard, or in the cache where that folder cannot be written. It fits while the tar's size
@@ -243,47 +290,28 @@ def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
         raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path", str(path)) from error
     places = [sidecar_path(path)]
     if cache is not None:
-        origin = hashlib.blake2b(os.path.abspath(path).encode(), digest_size=8).hexdigest()
-        places.append(cache / "index" / f"{origin}-{sidecar_path(path).name}")
+        places.append(cached_path(places[0], cache))
+    earlier = None
     for place in places:
-        if (index := _fresh(place, status)) is not None:
-            return index
+        held = _kept(place)
+        if held is not None and (held.size, held.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return Opened(held, True, place)
+        earlier = earlier or held
     index = build_index(path)
+    if earlier is not None and earlier.fingerprint != index.fingerprint:
+        _log.warning("%s: changed since it was indexed; %d samples then, %d now", path, len(earlier), len(index))
     for place in places:
         try:
             if place is not places[0]:
                 place.parent.mkdir(parents=True, exist_ok=True)
             write_sidecar(index, place)
-            break
+            return Opened(index, False, place)
         except OSError as error:
             refusal = error
-    else:
-        _log.warning("%s: its index could not be kept (%s) and is built at every start", path, refusal)
-    return index
+    _log.warning("%s: its index could not be kept (%s) and is built at every start", path, refusal)
+    return Opened(index, False, None)
 
 
-def write_folder_index(folder: str | Path, cache: Path | None = None) -> Path:
-    """Index every shard of a folder and list them in its ``index.json``.
-
-    Args:
-        folder: Holds the shards, ``*.tar``.
-        cache: Folder for sidecars that cannot be kept beside the shards.
-
-    Returns:
-        The path of ``index.json``: ``{version, shards: [{name, count, size, fingerprint}]}``, sorted by name.
-
-    Raises:
-        ShardError: If a shard cannot be indexed.
-        ValueError: If the folder holds no shard.
-    """
-    folder = Path(folder)
-    shards = sorted(folder.glob("*.tar"))
-    if not shards:
-        raise ValueError(f"{folder}: holds no *.tar; name the folder of the shards")
-    entries = []
-    for shard in shards:
-        index = load_index(shard, cache)
-        entries.append({"name": shard.name, "count": len(index), "size": index.size, "fingerprint": index.fingerprint})
-    text = json.dumps({"version": VERSION, "shards": entries}, indent=1)
-    write_atomically(folder / "index.json", lambda file: file.write(text.encode()))
-    return folder / "index.json"
+def load_index(path: str | Path, cache: Path | None = None) -> ShardIndex:
+    """The index of a shard, as ``open_index`` finds or makes it."""
+    return open_index(path, cache).index

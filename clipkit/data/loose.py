@@ -1,7 +1,7 @@
 """Loose images with captions, as people have them: what lies where, before it is packed into shards.
 
-Four layouts: images with captions beside them, class folders, a CSV (or TSV), a JSONL. Each yields entries in a fixed
-order, and what it has to pass over with the cause.
+Images with captions beside them, class folders, tables: CSV, TSV, JSONL, parquet, what `datasets.save_to_disk` wrote, and a folder with a
+metadata file. Each yields entries in a fixed order, and what it has to pass over with the cause.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
-IMAGE_COLUMNS = ("filepath", "image", "path")
+IMAGE_COLUMNS = ("filepath", "image", "path", "file_name", "url")
 CAPTION_COLUMNS = ("caption", "title", "text")
+NO_CAPTION = frozenset({"nan", "NaN", "None", "NULL", "null", "N/A", "<NA>"})
+"""What programs write into a table where there is no caption."""
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of an image folder as `datasets` knows it
+URL = "url"
+_URL = re.compile("https?://", re.IGNORECASE)
 _SEPARATORS = ("\t", ",", ";", "|")
 
 
@@ -78,11 +84,11 @@ def open_loose(
     caption_column: str | None = None,
     fields: tuple[str, ...] | None = None,
 ) -> Loose:
-    """Open a source, told by its kind: a folder, `.csv`, `.tsv`, `.jsonl`.
+    """Open a source, told by its kind: a folder, `.csv`, `.tsv`, `.jsonl`, `.parquet`.
 
     Args:
         source: The folder or file.
-        image_column: Column or key of the image's path; unset: filepath, image or path.
+        image_column: Column or key of the image's path or bytes; unset: filepath, image, path or file_name.
         caption_column: Column or key of the caption; unset: caption, title or text.
         fields: Further columns or keys of a table that are carried along as JSON.
 
@@ -92,7 +98,15 @@ def open_loose(
     images = (image_column,) if image_column else IMAGE_COLUMNS
     captions = (caption_column,) if caption_column else CAPTION_COLUMNS
     suffix = source.suffix.lower()
+    keys = captions if caption_column else (*captions, "captions")
     if source.is_dir():
+        beside = next((source / name for name in _METADATA if (source / name).is_file()), None)
+        if beside is not None:
+            return open_loose(beside, image_column=image_column, caption_column=caption_column, fields=fields)
+        from clipkit.data.loose_arrow import read_columns, saved_files
+
+        if (files := saved_files(source)) is not None:
+            return Loose(read_columns(files, images, keys, fields or ()))
         if image_column or caption_column:
             raise ValueError(f"{source}: a folder has no columns; leave --image-column and --caption-column out")
         return _open_folder(source)
@@ -101,12 +115,15 @@ def open_loose(
     if suffix in (".csv", ".tsv"):
         return Loose(_table(source, images, captions, fields or ()))
     if suffix in (".jsonl", ".ndjson"):
-        keys = captions if caption_column else (*captions, "captions")
         return Loose(_lines(source, images, keys, fields or ()))
-    raise ValueError(f"{source}: neither a folder nor a .csv, .tsv or .jsonl file")
+    if suffix in (".parquet", ".arrow"):
+        from clipkit.data.loose_arrow import read_columns
+
+        return Loose(read_columns([source], images, keys, fields or ()))
+    raise ValueError(f"{source}: neither a folder nor a .csv, .tsv, .jsonl or .parquet file")
 
 
-def _shown(path: Path | str) -> str:
+def shown(path: Path | str) -> str:
     """A path that can be printed, whatever bytes its name holds."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
@@ -117,7 +134,7 @@ def _files(folder: Path) -> Iterator[Path | Skipped]:
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and entry.is_dir():
-            yield Skipped(_shown(entry), "linked_folder")
+            yield Skipped(shown(entry), "linked_folder")
         elif entry.is_dir():
             yield from _files(entry)
         else:
@@ -151,13 +168,13 @@ def _captioned(found: list[Path | Skipped], present: set[Path]) -> Iterator[Entr
         elif path.suffix.lower() in SUFFIXES:
             yield _captioned_one(path, present)
         elif path.suffix.lower() not in (".txt", ".json"):
-            yield Skipped(_shown(path), "no_image_file")
+            yield Skipped(shown(path), "no_image_file")
         elif path.with_suffix("") not in stems:
-            yield Skipped(_shown(path), "caption_without_image")
+            yield Skipped(shown(path), "caption_without_image")
 
 
 def _captioned_one(image: Path, present: set[Path]) -> Entry | Skipped:
-    place = _shown(image)
+    place = shown(image)
     beside_text, beside_json = image.with_suffix(".txt"), image.with_suffix(".json")
     text, data = "", None
     try:
@@ -167,22 +184,23 @@ def _captioned_one(image: Path, present: set[Path]) -> Entry | Skipped:
             data = beside_json.read_bytes()
             parsed = json.loads(data)
             if not isinstance(parsed, dict):
-                return Skipped(_shown(beside_json), "bad_json")
-            text = text or next(iter(_captions(parsed, ("captions", *CAPTION_COLUMNS))), "")
+                return Skipped(shown(beside_json), "bad_json")
+            text = text or next(iter(captions_of(parsed, ("captions", *CAPTION_COLUMNS))), "")
     except OSError:
         return Skipped(place, "unreadable")
     except UnicodeDecodeError:
         return Skipped(place, "bad_encoding")
     except (ValueError, RecursionError):
-        return Skipped(_shown(beside_json), "bad_json")
-    return Entry(place, image, text, data) if text else Skipped(place, "no_caption")
+        return Skipped(shown(beside_json), "bad_json")
+    cause = _no_caption([text] if text else [])
+    return Skipped(place, cause) if cause else Entry(place, image, text, data)
 
 
 def _classnames(folder: Path, classes: list[Path]) -> tuple[str, ...]:
     """A `classnames.txt` of the folder, else the folders' names with spaces for underscores."""
     given = folder / "classnames.txt"
     if not given.is_file():
-        return tuple(_shown(entry.name).replace("_", " ") for entry in classes)
+        return tuple(shown(entry.name).replace("_", " ") for entry in classes)
     names = tuple(line.strip() for line in given.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     if len(names) != len(classes):
         raise ValueError(
@@ -197,22 +215,22 @@ def _classes(folder: Path, found: list[Path | Skipped], classes: list[Path]) -> 
     present = {path.relative_to(folder).parts[0] for path in found if _is_image(path) and path.parent != folder}
     for entry in classes:  # its label stays, so that labels go on meaning the sorted folders
         if entry.name not in present:
-            yield Skipped(_shown(entry), "empty_class")
+            yield Skipped(shown(entry), "empty_class")
     for path in found:
         if isinstance(path, Skipped):
             yield path
         elif path == folder / "classnames.txt":
             continue
         elif path.suffix.lower() not in SUFFIXES:
-            yield Skipped(_shown(path), "no_image_file")
+            yield Skipped(shown(path), "no_image_file")
         elif path.parent == folder:
-            yield Skipped(_shown(path), "outside_class_folders")
+            yield Skipped(shown(path), "outside_class_folders")
         else:
             label = labels[path.relative_to(folder).parts[0]]
-            yield Entry(_shown(path), path, names[label], label=label)
+            yield Entry(shown(path), path, names[label], label=label)
 
 
-def _captions(row: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
+def captions_of(row: Mapping[str, Any], keys: tuple[str, ...]) -> list[str]:
     """The captions under the first key that holds any: a text, or a list of texts."""
     for key in keys:
         value = row.get(key)
@@ -240,13 +258,13 @@ def _table(
             for row in rows:
                 if not row:
                     continue
-                place = f"{_shown(source)}:{rows.line_num}"
+                place = f"{shown(source)}:{rows.line_num}"
                 if len(row) != len(names):
                     yield Skipped(place, "columns")
                     continue
                 captioned = [row[caption_at].strip()] if row[caption_at].strip() else []
                 more = {name: _number_or_text(row[names.index(name.lower())]) for name in fields}
-                yield _entry(place, source.parent, row[image_at], captioned, more)
+                yield entry_of(place, source.parent, row[image_at], captioned, more)
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{source}: cannot be read as a table in UTF-8 ({error}); write it again") from error
 
@@ -283,7 +301,7 @@ def _lines(
 ) -> Iterator[Entry | Skipped]:
     with source.open("rb") as file:
         for number, line in enumerate(file, 1):
-            place = f"{_shown(source)}:{number}"
+            place = f"{shown(source)}:{number}"
             if not line.strip():
                 continue
             try:
@@ -295,16 +313,31 @@ def _lines(
                 continue
             image = next((row[key] for key in images if isinstance(row.get(key), str)), "")
             several = any(isinstance(row.get(key), list) for key in captions)
-            texts = _captions(row, captions)
+            texts = captions_of(row, captions)
             more = {name: row[name] for name in fields if name in row}
-            yield _entry(place, source.parent, image, texts, {"captions": texts} | more if several else more)
+            yield entry_of(place, source.parent, image, texts, {"captions": texts} | more if several else more)
 
 
-def _entry(place: str, folder: Path, image: str, captions: list[str], metadata: Mapping[str, Any]) -> Entry | Skipped:
-    image = image.strip()
+def entry_of(
+    place: str, folder: Path, image: str | bytes, captions: list[str], metadata: Mapping[str, Any]
+) -> Entry | Skipped:
+    """A row as an entry, or why it is none."""
+    image = image.strip() if isinstance(image, str) else image
     if not image:
         return Skipped(place, "no_image_path")
-    if not captions:
-        return Skipped(place, "no_caption")
+    if isinstance(image, str) and _URL.match(image):
+        return Skipped(f"{place} ({shown(image)})", URL)
+    cause = _no_caption(captions)
+    if cause:
+        return Skipped(place, cause)
     data = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "replace") if metadata else None
-    return Entry(f"{place} ({_shown(image)})", folder / image, captions[0], data)
+    if isinstance(image, bytes):
+        return Entry(place, image, captions[0], data)
+    return Entry(f"{place} ({shown(image)})", folder / image, captions[0], data)
+
+
+def _no_caption(captions: list[str]) -> str | None:
+    """The cause why there is no caption, if there is none."""
+    if not captions:
+        return "no_caption"
+    return "nan_caption" if all(text in NO_CAPTION for text in captions) else None

@@ -14,15 +14,15 @@ import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from clipkit.data.atomic import write_atomically
-from clipkit.data.index import write_folder_index
-from clipkit.data.loose import Entry, Skipped, open_loose
+from clipkit.data.indexing import write_folder_index
+from clipkit.data.loose import URL, Entry, Skipped, open_loose
 from clipkit.data.parallel import map_shards
 from clipkit.data.prepare import Chunk, Prepare, Prepared, prepare_chunk
 from clipkit.data.shard_writer import ShardWriter
@@ -31,6 +31,7 @@ SHARD_SIZE = 10_000
 TRAIN = "train"
 _CHUNK = 32
 _EXAMPLES = 3
+_DOWNLOAD = "; nothing is downloaded here: fetch the images with img2dataset, whose shards train as they are"
 _PROGRESS = ".progress.json"
 
 
@@ -46,6 +47,7 @@ class PackReport:
         skipped: Per cause how many were passed over.
         examples: Per cause the first places.
         splits: Per split its samples and shards; ``""`` where nothing was split.
+        listed: Samples whose JSON lists their captions, as those of tables with lists of captions do.
         notes: What else happened, for people.
     """
 
@@ -56,6 +58,7 @@ class PackReport:
     skipped: dict[str, int]
     examples: dict[str, tuple[str, ...]]
     splits: dict[str, tuple[int, int]]
+    listed: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -85,7 +88,7 @@ class PackOptions:
 
     Args:
         shard_size: Samples of a shard; the last may have fewer.
-        image_column: Column of the image's path, relative to the file; unset: filepath, image or path.
+        image_column: Column of the image's bytes or path, relative to the file; unset: filepath, image, path or file_name.
         caption_column: Column of the caption; unset: caption, title or text.
         split: Name and share of a split that is held out by the hash of the image file, so equal files stay together.
         resize: Shorter side to shrink larger images to, in pixels.
@@ -125,10 +128,11 @@ def pack(
     workers: int = 1,
     ray: str | None = None,
 ) -> PackReport:
-    """Pack a folder, a table or a JSONL into shards.
+    """Pack a folder or a table into shards.
 
     Args:
-        source: A folder of images with `.txt` or `.json` beside them, one of class folders, a CSV, a TSV, a JSONL.
+        source: A folder of images with `.txt` or `.json` beside them, of class folders, or with a metadata file; a CSV, TSV, JSONL or
+            parquet file; a folder of parquet files, or what `datasets.save_to_disk` wrote.
         out: The folder to make; it must be absent or empty. With a split it holds a folder for each.
         options: How.
         workers: Processes that read, check and change the images.
@@ -166,6 +170,7 @@ def pack(
         skipped=dict(account.skipped),
         examples={cause: tuple(places) for cause, places in account.examples.items()},
         splits=splits,
+        listed=account.listed,
         notes=tuple(job.notes),
     )
 
@@ -175,6 +180,7 @@ class _Account:
     """Counts what is packed and what is passed over."""
 
     samples: int = 0
+    listed: int = 0
     fields: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -197,7 +203,11 @@ class _Marked:
 def _marked(entries: Iterable[Entry | Skipped]) -> Iterator[_Marked]:
     digest = hashlib.blake2b(digest_size=16)
     for entry in entries:
-        digest.update(repr(entry).encode("utf-8", "backslashreplace"))
+        if isinstance(entry, Entry) and isinstance(entry.image, bytes):
+            digest.update(entry.image)  # its repr would be four times as long
+            digest.update(repr(replace(entry, image=b"")).encode("utf-8", "backslashreplace"))
+        else:
+            digest.update(repr(entry).encode("utf-8", "backslashreplace"))
         if isinstance(entry, Entry) and isinstance(entry.image, Path):
             with contextlib.suppress(OSError, ValueError):
                 status = entry.image.stat()
@@ -270,6 +280,7 @@ class _Job:
         if name not in self.writers:
             self.writers[name] = self._writer(name, None)
         self.account.samples += 1
+        self.account.listed += b'"captions": [' in result.members.get("json", b"")
         self.account.fields.update(list(result.members))  # a mapping would be taken for counts
         return self.writers[name].write(result.stem, result.members)
 
@@ -353,5 +364,6 @@ def _nothing(source: Path, account: _Account) -> str:
 def _skipped_lines(skipped: dict[str, int], examples: dict[str, tuple[str, ...]]) -> list[str]:
     return [
         f"skipped, {cause}: {count:,} ({', '.join(examples[cause])}{', ...' * (count > len(examples[cause]))})"
+        + _DOWNLOAD * (cause == URL)
         for cause, count in sorted(skipped.items())
     ]

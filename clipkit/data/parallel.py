@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -94,8 +97,13 @@ def _map_on_processes(
     todo = iter(items)
     under_way: deque[tuple[Item, Future[Any]]] = deque()
     pool = ProcessPoolExecutor(workers, context, initializer=_be_a_worker)
+
+    def submit(item: Item) -> Future[Any]:
+        with _without_main(call):  # this is where the pool starts its processes
+            return pool.submit(call, item)
+
     try:
-        under_way.extend((item, pool.submit(call, item)) for item in islice(todo, AHEAD * workers))
+        under_way.extend((item, submit(item)) for item in islice(todo, AHEAD * workers))
         while under_way:
             item, future = under_way.popleft()
             try:
@@ -104,10 +112,23 @@ def _map_on_processes(
                 raise RuntimeError(
                     f"{item}: a worker died, killed perhaps for its memory; try fewer workers"
                 ) from error
-            under_way.extend((item, pool.submit(call, item)) for item in islice(todo, 1))
+            under_way.extend((item, submit(item)) for item in islice(todo, 1))
             yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main(call: Any) -> Iterator[None]:
+    """Start processes that do not import the user's script: one without a guard would run again in each of them."""
+    function = call.function
+    main = sys.modules["__main__"]
+    if getattr(function, "func", function).__module__ != "__main__":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _be_a_worker() -> None:

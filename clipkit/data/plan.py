@@ -32,9 +32,10 @@ class Rows(NamedTuple):
         position: Place in the run.
         source: Index of the source.
         shard: Index of the shard in its source.
-        sample: Index of the sample in its shard.
+        sample: Index of the sample among those of its shard that are planned.
         epoch: How often the source was gone through before.
-        id: Stable over epochs: the samples of all sources numbered in the order of their lists.
+        id: Stable over epochs: the planned samples of all sources numbered in the order of their lists; each copy of a
+            repeated sample has its own.
     """
 
     position: Ints
@@ -94,7 +95,7 @@ class SourcePlan:
     """The order of one source.
 
     Args:
-        counts: Samples of each shard.
+        counts: Samples of each shard that may be planned.
         seed: The run's seed.
         number: The source's index: sources of equal shape are drawn apart.
     """
@@ -168,7 +169,7 @@ class Plan:
         self.first_id = np.concatenate([[0], np.cumsum([source.present for source in self.sources])])
 
     @property
-    def epoch_samples(self) -> int:
+    def epoch_samples(self) -> int | None:
         """Samples of one epoch of every source; positions of an epoch where the weights are as the sizes."""
         return sum(source.planned for source in self.sources)
 

@@ -24,10 +24,21 @@ class PlanSampler(Sampler[Request]):
         rank: This rank.
         world: How many ranks there are.
         position: Tells where to begin; asked when iteration starts.
+        earlier: Tells how many batches of the run lie before position 0; asked with it.
+        stage: The stage of a batch by its first position.
     """
 
     def __init__(
-        self, order: Order, *, batch_size: int, batches: int, rank: int, world: int, position: Callable[[], int]
+        self,
+        order: Order,
+        *,
+        batch_size: int,
+        batches: int,
+        rank: int,
+        world: int,
+        position: Callable[[], int],
+        earlier: Callable[[], int] = lambda: 0,
+        stage: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.order = order
         self.batch_size = batch_size
@@ -35,14 +46,17 @@ class PlanSampler(Sampler[Request]):
         self.rank = rank
         self.world = world
         self.position = position
+        self.earlier = earlier
+        self.stage = stage
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[Request]:
-        for start in range(self.position(), self.batches * self.batch_size, self.batch_size):
+        stop = (self.batches - self.earlier()) * self.batch_size
+        for start in range(self.position(), stop, self.batch_size):
             positions = np.arange(start + self.rank, start + self.batch_size, self.world)
-            yield Request(start, self.batch_size, self.order.rows(positions))
+            yield Request(start, self.batch_size, self.order.rows(positions), self.stage(start))
 
 
 class InOrder:

@@ -6,8 +6,10 @@ Formats: ustar, GNU (long names ``L``, base-256 sizes) and PAX (``x``, ``g``), a
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 
@@ -15,6 +17,7 @@ BLOCK = 512
 _AHEAD = 4096  # read at once: captions and metadata are small, so the next headers are mostly among it
 _LARGEST_EXTENSION = 1 << 20  # a long name or a PAX record; real ones are below a few kilobytes
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_TRIES = 4
 _AT_ONCE = 1024
 _FILE = ord("0")
 _REGULAR = frozenset((b"0", b"\0", b"7"))
@@ -46,12 +49,14 @@ class Member(NamedTuple):
         start: Offset of its first header (long-name headers included).
         offset: Offset of its data.
         size: Length of its data in bytes.
+        check: CRC-32 of the header block before its data: a reader sees by it that the member is still there.
     """
 
     name: bytes
     start: int
     offset: int
     size: int
+    check: int
 
 
 def _fail(path: str, offset: int, what: str, cure: str) -> ShardError:
@@ -66,9 +71,12 @@ def _number(field: bytes) -> int:
 
 
 def _checksum_holds(header: bytes) -> bool:
+    digits, _, rest = header[148:156].partition(b"\0")
     try:
-        stored = _number(header[148:156].split(b"\0", 1)[0])
+        stored = _number(digits)
     except ValueError:
+        return False
+    if rest.strip(b"\0 "):  # a checksum does not cover its own field
         return False
     # the field itself counts as eight spaces; some old programs summed signed bytes
     plain = sum(header) - sum(header[148:156]) + 8 * 32
@@ -110,7 +118,8 @@ def _extension(fd: int, path: str, offset: int, size: int) -> bytes:
 def _usual(fd: int, offset: int, total: int) -> list[Member]:
     """Members from an offset on whose headers are as nearly all are; many at once, each checked as fully as by the other rules."""
     heads: list[bytes] = []
-    places: list[tuple[int, int, int]] = []
+    begins: list[int] = []
+    sizes: list[int] = []
     data, base, end = b"", 0, total - BLOCK
     while len(heads) < _AT_ONCE and offset <= end:
         at = offset - base
@@ -126,19 +135,24 @@ def _usual(fd: int, offset: int, total: int) -> list[Member]:
         if size < 0 or start + size > total:
             break
         heads.append(data[at : at + BLOCK])
-        places.append((offset, start, size))
+        begins.append(offset)
+        sizes.append(size)
         offset = start + (size + BLOCK - 1) // BLOCK * BLOCK
     table = np.frombuffer(b"".join(heads), np.uint8).reshape(-1, BLOCK)
     digits = table[:, 148:154] - np.uint8(ord("0"))
     stored = digits.astype(np.int64) @ (8 ** np.arange(5, -1, -1))
     summed = table.sum(1, dtype=np.uint32) - table[:, 148:156].sum(1, dtype=np.uint32) + 8 * 32
-    good = (stored == summed) & (digits < 8).all(1) & np.isin(table[:, 135], (0, ord(" ")))
+    ends = np.isin(table[:, (135, 154, 155)], (0, ord(" "))).all(1)
+    good = (stored == summed) & (digits < 8).all(1) & ends
     count = len(heads) if good.all() else int(good.argmin())
-    names = [header[:100].partition(b"\0")[0] for header in heads[:count]]
-    folder = next(
-        (number for number, name in enumerate(names) if name[-1:] == b"/"), count
-    )  # as very old tars have them
-    return [Member(name, *place) for name, place in zip(names[:folder], places, strict=False)]
+    names: list[bytes] = table[:count, :100].copy().view("S100")[:, 0].tolist()
+    listed = b"\0".join([*names, b""])
+    if listed.count(b"\0") > count:  # something stands behind the end of a name
+        names = [name.partition(b"\0")[0] for name in names]
+        listed = b"\0".join([*names, b""])
+    if b"/\0" in listed:  # a folder, as very old tars have them
+        del names[next(number for number, name in enumerate(names) if name[-1:] == b"/") :]
+    return list(map(Member, names, begins, [begin + BLOCK for begin in begins], sizes, map(crc32, heads)))
 
 
 def _read_header(fd: int, path: str, offset: int) -> bytes | None:
@@ -219,5 +233,22 @@ def members(fd: int, path: str) -> Iterator[Member]:
         name = long_name or pax.get(b"path") or _name(header)
         _refuse_unreadable(kind, name, pax, path, start)
         if kind in _REGULAR and not name.endswith(b"/"):
-            yield Member(name, start, data, size)
+            yield Member(name, start, data, size, crc32(header))
         start, long_name, once = offset, b"", {}
+
+
+def pread(fd: int, size: int, offset: int, path: str) -> bytes:
+    """Read exactly ``size`` bytes; a network file system that stumbles gets a few tries (never a silent substitute)."""
+    for attempt in range(_TRIES):
+        try:
+            data = os.pread(fd, size, offset)
+            break
+        except OSError as error:
+            if attempt == _TRIES - 1:
+                text = f"{path}: cannot be read at byte {offset} ({error.strerror}), {_TRIES} tries; check the storage"
+                raise ShardError(text, path, offset) from error
+            time.sleep(0.1 * 4**attempt)
+    if len(data) < size:
+        text = f"{path}: ends at byte {offset + len(data)}, its index says otherwise; was it rewritten? start again"
+        raise ShardError(text, path, offset)
+    return data

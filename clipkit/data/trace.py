@@ -1,4 +1,8 @@
-"""``samples.rankR.jsonl``: the keys of every batch that was trained on, in order."""
+"""``samples.rankR.jsonl``: the keys of every batch that was trained on, in order.
+
+A plan that began after step N of the run (``--allow-mismatch``) has a file of its own, ``samples.rankR.after_N.jsonl``: its positions
+begin at 0 again.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,15 @@ class Trace:
     """
 
     def __init__(self, folder: Path, rank: int) -> None:
-        self.path = folder / f"samples.rank{rank}.jsonl"
+        self._folder, self._rank = folder, rank
         self._file: TextIO | None = None
+        self.begin_plan(0)
+
+    def begin_plan(self, earlier_steps: int) -> None:
+        """Write to the file of the plan that began after so many steps."""
+        self.close()
+        suffix = f".after_{earlier_steps}" if earlier_steps else ""
+        self.path = self._folder / f"samples.rank{self._rank}{suffix}.jsonl"
 
     def _open(self, position: int) -> TextIO:
         """Keep the batches before the position; what a killed run trained after its checkpoint is trained again."""

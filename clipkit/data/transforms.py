@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import PIL
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clipkit.data.pixels import INTERPOLATIONS, Pixels, crop_resized, size_of
+
 RESIZE_MODES = ("shortest", "longest", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear")
-
-
-# Pillow 13 resamples rows before columns when the height shrinks by more than twice what the width does (found by
-# probing); older ones never did. The order decides where a bicubic overshoot is clipped: up to 14 levels at a hard edge
-_ROWS_MAY_COME_FIRST = int(PIL.__version__.split(".")[0]) >= 13
-
-
-def resize(image: Tensor, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
-    """Antialiased resize, columns before rows.
-
-    Args:
-        image: Pixels, uint8 (3, H, W).
-        height: New height.
-        width: New width.
-        interpolation: ``bicubic`` or ``bilinear``.
-
-    Returns:
-        uint8 (3, height, width).
-    """
-    if image.shape[1:] == (height, width):
-        return image
-    return F.interpolate(image[None], (height, width), mode=interpolation, antialias=True)[0]
-
-
-def resize_as_pillow(image: Tensor, height: int, width: int, interpolation: str = "bicubic") -> Tensor:
-    """As ``resize``, in the installed Pillow's order: within 1/255 of it (2/255 at 1 pixel in 10,000 if enlarged)."""
-    old_height, old_width = int(image.shape[1]), int(image.shape[2])
-    if _ROWS_MAY_COME_FIRST and old_height - height > max(2 * (old_width - width), 0):
-        image = resize(image, height, old_width, interpolation)
-    return resize(image, height, width, interpolation)
 
 
 def center_crop_or_pad(image: Tensor, height: int, width: int, fill: int = 0) -> Tensor:
@@ -88,21 +59,22 @@ class Preprocess:
         ratio = max(ratios) if self.resize_mode == "longest" else min(ratios)
         return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, image: Pixels) -> Tensor:
         """Resize and crop.
 
         Args:
-            image: Pixels, uint8 (3, H, W).
+            image: Pixels, uint8 (3, H, W), or a Pillow image.
 
         Returns:
             uint8 (3, *size).
         """
         # open_clip resizes the short side to a size that is no square with bicubic, whatever was asked for
         square = self.size[0] == self.size[1] or self.resize_mode != "shortest"
-        height, width = self.resized(int(image.shape[1]), int(image.shape[2]))
-        image = resize_as_pillow(image, height, width, self.interpolation if square else "bicubic")
-        return center_crop_or_pad(image, *self.size, fill=self.fill)
+        whole = size_of(image)
+        goal = self.resized(*whole)
+        resized = crop_resized(image, (0, 0, *whole), goal, self.interpolation if square else "bicubic")
+        return center_crop_or_pad(resized, *self.size, fill=self.fill)
 
-    def batch(self, images: list[Tensor]) -> Tensor:
+    def batch(self, images: Sequence[Pixels]) -> Tensor:
         """Several images of any sizes: uint8 (B, 3, *size)."""
         return torch.stack([self(image) for image in images])

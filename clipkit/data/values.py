@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ def hash64(data: bytes) -> int:
 def find(members: Mapping[str, bytes], places: Sequence[Place]) -> tuple[Place, bytes] | None:
     """The first of the places that the sample has."""
     return next(((place, members[place.extension]) for place in places if place.extension in members), None)
+
+
+def is_nan(caption: str) -> bool:
+    """Whether it is a table's missing value, written as text. `None`, `NULL` and `N/A` are words, and stay."""
+    return caption.lower() == "nan"
 
 
 def _value(place: Place, data: bytes, missing: str) -> Any:
@@ -42,16 +48,15 @@ def _value(place: Place, data: bytes, missing: str) -> Any:
     return held[place.key]
 
 
-def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) -> str:
-    """A sample's caption.
+def captions(members: Mapping[str, bytes], places: Sequence[Place]) -> list[str]:
+    """All captions of a sample, at least one.
 
     Args:
         members: The sample's bytes by extension.
         places: Where captions may be; a whole member is one caption, a JSON list holds several.
-        draw: In [0, 1): which of several.
 
     Raises:
-        BadSample: If there is none, it is empty, no UTF-8 or no JSON.
+        BadSample: If there is none, it is empty, no UTF-8 or no JSON, or a table's missing value (``nan_caption``).
     """
     found = find(members, places)
     if found is None:
@@ -59,8 +64,27 @@ def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) 
     value = _value(*found, "no_caption")
     several = value if isinstance(value, list) else [value]
     texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
+    real = [text for text in texts if not is_nan(text)]
+    if not real and (texts or any(isinstance(text, float) and math.isnan(text) for text in several)):
+        raise BadSample("nan_caption", "the caption is 'nan', as tables write a missing value")
+    texts = real
     if not texts:
         raise BadSample("no_caption", "the caption is empty")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise BadSample("not_utf8", f".{found[0].extension}: {error}") from error
+    return texts
+
+
+def caption(members: Mapping[str, bytes], places: Sequence[Place], draw: float) -> str:
+    """One of a sample's captions; ``draw`` in [0, 1) says which of several.
+
+    Raises:
+        BadSample: As ``captions`` does.
+    """
+    texts = captions(members, places)
     return texts[int(draw * len(texts))]
 
 

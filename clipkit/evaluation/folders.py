@@ -52,7 +52,7 @@ def open_class_folders(path: Path, *, classnames: Sequence[str] | None = None) -
     images: list[ImageFile] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        found = _images(folder)
+        found = find_images(folder)
         if not found:
             raise ValueError(f"{folder}: a class without images ({', '.join(_LOOSE)}); add some or remove it")
         images += [ImageFile(image) for image in found]
@@ -66,7 +66,7 @@ def open_caption_folder(path: Path) -> RetrievalSet:
     Raises:
         ValueError: If there are no images, one has no caption, or two share one caption file.
     """
-    found = _images(path)
+    found = find_images(path)
     if not found:
         raise ValueError(f"{path}: no images at all ({', '.join(_LOOSE)}); check the path")
     captions = []
@@ -121,14 +121,14 @@ def open_csv(path: Path) -> RetrievalSet:
 
 def has_captions_beside(path: Path) -> bool:
     """Whether some image of the folder has a text file of its name beside it."""
-    return any(image.with_suffix(".txt").is_file() for image in _images(path, quiet=True))
+    return any(image.with_suffix(".txt").is_file() for image in find_images(path, quiet=True))
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower().removeprefix(".") in _LOOSE and not path.name.startswith(".")
 
 
-def _images(folder: Path, *, quiet: bool = False) -> list[Path]:
+def find_images(folder: Path, *, quiet: bool = False) -> list[Path]:
     """The images below a folder in the order of their names; other files are counted and said."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     ignored = [path for path in files if not _is_image(path) and path.suffix.lower() not in _BESIDE]

@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 
 from clipkit.towers.base import Features, Tokenize, Tower, unit
 from clipkit.towers.depth import depths
+from clipkit.towers.model_files import read_config_file, read_weights, refuse_tokenizer_code
+from clipkit.towers.resolution import at_resolution
 
 CONFIG_FILE = "open_clip_config.json"
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
-_TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 class ImageTower(Tower):
@@ -79,7 +81,7 @@ class ImageTower(Tower):
     def forward(self, x: Tensor) -> Features:
         """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
         x = self.normalise(x) if x.dtype == torch.uint8 else x
-        out = self.model(x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
+        out = at_resolution(self.model, x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
         return Features(unit(out[0] if isinstance(out, tuple) else out))
 
 
@@ -166,7 +168,7 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
     """
     path = Path(name)
     if path.suffix == ".json":
-        stored = _read_config_file(path)
+        stored = read_config_file(path)
         return pair_from_config(
             stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained, place=name
         )
@@ -208,7 +210,7 @@ def pair_from_config(
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(stored))
         pair = _create(f"local-dir:{folder}", None, dict(config), place=place)
     if weights is not None:
-        state = _read_weights(weights)
+        state = read_weights(weights)
         load_open_clip_state_dict(pair, state, place=weights)
         scale, bias = state.get("logit_scale"), state.get("logit_bias")
         log_scale = pair.log_scale if scale is None else float(scale)
@@ -253,14 +255,79 @@ def load_open_clip_state_dict(pair: OpenClipPair, state: Mapping[str, Tensor], *
             raise ValueError(f"{place} does not hold weights of this model configuration: {error}") from error
 
 
+@lru_cache(maxsize=4)
+def build_tokenizer(name: str) -> tuple[Tokenize, int]:
+    """The tokenizer of a model, without its towers, and its context length.
+
+    Args:
+        name: As in ``build_pair``.
+
+    Raises:
+        ValueError: If there is no such model, or its tokenizer cannot be had.
+    """
+    import open_clip
+
+    path = Path(name)
+    with contextlib.ExitStack() as stack:
+        if path.suffix == ".json":
+            stored = read_config_file(path)
+            path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            (path / CONFIG_FILE).write_text(json.dumps(stored))
+        if (path / CONFIG_FILE).is_file():
+            config, place = json.loads((path / CONFIG_FILE).read_text())["model_cfg"], f"local-dir:{path}"
+        elif name.startswith("hf-hub:"):
+            from open_clip.factory import _get_hf_config
+
+            config, place = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name
+        else:
+            config, place = open_clip.get_model_config(name.replace("/", "-")), name
+        if config is None:
+            raise ValueError(_unknown_model(name, open_clip.list_models()))
+        refuse_tokenizer_code(name, config)
+        try:
+            with _quiet():
+                tokenize = open_clip.get_tokenizer(place)
+        except (RuntimeError, OSError, TypeError, ImportError) as error:
+            raise ValueError(f"cannot build the tokenizer of {name!r}: {error}") from error
+    return tokenize, int(tokenize.context_length)
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """How long captions are before they are cut to the context, special tokens included; travels to workers by name.
+
+    Args:
+        model: As in ``build_pair``.
+    """
+
+    model: str
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        """The number of tokens of each text."""
+        tokenize: Any = build_tokenizer(self.model)[0]
+        if hasattr(tokenize, "encode"):  # SimpleTokenizer: start and end around it
+            return [len(tokenize.encode(text)) + 2 for text in texts]
+        from open_clip.tokenizer import basic_clean, canonicalize_text
+
+        clean = getattr(tokenize, "clean_fn", None) or (lambda text: canonicalize_text(basic_clean(text)))  # SigLIP's
+        added = getattr(tokenize, "tokenizer_mode", "") == "clips"  # it puts three of its own around what it cuts
+        held = tokenize.tokenizer([clean(text) for text in texts], add_special_tokens=not added, truncation=False)
+        return [len(tokens) + 3 * added for tokens in held.input_ids]
+
+
 def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None) -> OpenClipPair:
     """Let open_clip build a model; messages call it ``place``, else by its name."""
     import open_clip
 
     place = place or name
+    plain = name.replace("/", "-")
+    if pretrained is not None and not open_clip.get_pretrained_cfg(plain, pretrained) and not Path(pretrained).exists():
+        known = open_clip.list_pretrained_tags_by_model(plain)
+        tags = f"its tags are {', '.join(known)}" if known else "it has no tags"
+        raise ValueError(f"model {place!r}: pretrained weights {pretrained!r} are no tag of it and no file; {tags}")
     if "multimodal_cfg" in config:
         raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
-    _refuse_tokenizer_code(place, config)
+    refuse_tokenizer_code(place, config)
     try:
         with _quiet():
             model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
@@ -275,18 +342,6 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place:
     )
 
 
-def _refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:
-    """A configuration may come from a stranger, and open_clip hands ``tokenizer_kwargs`` on: ``trust_remote_code`` would run their code."""
-    text = config.get("text_cfg")
-    options = (text.get("tokenizer_kwargs") if isinstance(text, Mapping) else None) or {}
-    unknown = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, Mapping) else [str(options)]
-    if unknown:
-        raise ValueError(
-            f"{name}: text_cfg.tokenizer_kwargs holds {', '.join(unknown)}, which is not taken from a configuration; "
-            f"allowed: {', '.join(sorted(_TOKENIZER_OPTIONS))}"
-        )
-
-
 def _trimmable(model: nn.Module) -> str | None:
     """How the end of a text is found where cutting after it is exact, else None."""
     if type(model).__name__ == "HFTextEncoder":
@@ -295,37 +350,6 @@ def _trimmable(model: nn.Module) -> str | None:
     pool = getattr(model, "pool_type", None)
     plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
     return pool if plain and pool in ("argmax", "eos") else None
-
-
-def _read_config_file(path: Path) -> dict[str, Any]:
-    """A file as ``open_clip_config.json`` (``model_cfg``, ``preprocess_cfg``), or as open_clip ships them (``model_cfg`` alone)."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; give an open_clip name, a JSON model configuration, a run or an exported folder"
-        )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    stored = config if isinstance(config, dict) and "model_cfg" in config else {"model_cfg": config}
-    model = stored["model_cfg"]
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model if isinstance(model, dict) else ())
-    if missing:
-        raise ValueError(f"{path} is no open_clip model configuration: {', '.join(sorted(missing))} missing")
-    return stored
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """Weights of a safetensors or ``.pt`` file, without the prefixes that DDP and compile leave."""
-    if not Path(path).is_file():
-        raise ValueError(f"the file of weights {path} does not exist")
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    state = stored.get("state_dict", stored)
-    return {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
 
 
 def _unknown_model(name: str, known: list[str]) -> str:
@@ -341,10 +365,10 @@ def _unknown_model(name: str, known: list[str]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without open_clip's warnings that weights are random: the caller says what was loaded."""
+    """Without open_clip's warnings that weights are random, and its own words before an exception: the caller says what was loaded."""
     logger = logging.getLogger()
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ activations of one slice live at a time, and the gradient is that of the whole b
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipkit.towers.base import Features, Tower
 
 _MOST_PARTS, _FEWEST_ROWS = 4, 8
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
+_VIEW = re.compile(r"_view[0-9]+$")
 
 
 class Towers(nn.Module):
@@ -42,17 +44,28 @@ class Towers(nn.Module):
         assert isinstance(tower, Tower)
         return tower
 
+    def tower_of(self, name: str) -> Tower:
+        """The tower of a field or of a view of one."""
+        return self[_VIEW.sub("", name)]
+
     def fields(self) -> list[str]:
         """The fields that have a tower."""
         return list(self.by_field)
 
+    def present(self, batch: Mapping[str, Any]) -> list[str]:
+        """The fields with a tower, and those of the batch that are further views of one (``image_view1``) and share it."""
+        return [
+            *self.by_field,
+            *(name for name in batch if _VIEW.sub("", name) in self.by_field and _VIEW.search(name)),
+        ]
+
     def lengths(self, batch: Mapping[str, Any]) -> dict[str, list[int]]:
         """Needed tokens of each sample for the fields that can be trimmed exactly; read it while the batch is on the CPU."""
-        found = {field: self[field].lengths(batch[field]) for field in self.fields() if field in batch}
+        found = {name: self.tower_of(name).lengths(batch[name]) for name in self.present(batch) if name in batch}
         return {field: lengths for field, lengths in found.items() if lengths is not None}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Features]:
-        """Encode each field of the batch that has a tower.
+        """Encode each field of the batch that has a tower, and each view of it.
 
         Args:
             batch: Field name to tensor (B, ...), and optionally ``lengths`` as the method of that name returns it.
@@ -61,10 +74,10 @@ class Towers(nn.Module):
             Field name to features, rows in the batch's order.
         """
         lengths = batch.get("lengths", {})
-        return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.fields()}
+        return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.present(batch)}
 
     def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
-        tower = self[field]
+        tower = self.tower_of(field)
         size = self.micro_batch if not self._whole(len(x)) else _part_size(len(x), lengths)
         slices = list(_slices(len(x), size, lengths))
         if len(slices) == 1:

@@ -188,8 +188,7 @@ def test_missing_keys_point_at_their_parent(report):
     assert report("model: ViT-B-32\nloss: infonce\ntrainer:\n  devices: 1\ndata: {train: {a: {}}}\n") == [
         "exp.yaml:3:1: trainer.length: missing: How much to train: samples, epochs or steps.",
         "exp.yaml:5:1: data.batch_size: missing: Pairs per optimiser step over all ranks; a multiple of the ranks.",
-        "exp.yaml:5:16: data.train.a.shards: missing: WebDataset tars: a path or several, with brace ranges "
-        "{00000..01099} or globs; or embedded:NAME.",
+        "exp.yaml:5:16: data.train.a.shards: missing: the source's tars, or `loose` with a CSV or folder",
     ]
     assert [line.split(":")[1].strip() for line in report("")] == ["model", "data", "trainer"]
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipkit.config.units import LARGEST, SUFFIXES, Duration, parse_count
+from clipkit.config.units import LARGEST, SUFFIXES, Duration, parse_bytes, parse_count
 
 counts = st.integers(0, LARGEST)
 
@@ -23,6 +23,19 @@ def test_a_suffix_multiplies_exactly(n, suffix):
 )
 def test_spellings(text, count):
     assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("200GB", 200 * 10**9), ("64 GiB", 2**36), ("1.5kB", 1500), (7, 7), ("7B", 7)]
+)
+def test_bytes(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("bad", ["lots", "B", "GB", "200 gb", "5BB", True, None, "-1GB"])
+def test_no_bytes(bad):
+    with pytest.raises(ValueError, match="expected bytes, such as 200GB"):
+        parse_bytes(bad)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from .web import Web
+
 
 def image_bytes(number, kind="JPEG", size=(24, 20)):
     rng = np.random.default_rng(number)
@@ -54,3 +56,11 @@ def make_shards(tmp_path):
 def tokenize(texts):
     """A stand-in tokenizer: the number in the caption."""
     return torch.tensor([[int(text.split()[-1]), len(text)] for text in texts])
+
+
+@pytest.fixture
+def web():
+    """A loopback web server."""
+    server = Web()
+    yield server
+    server.close()

@@ -7,10 +7,14 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import image_transform
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 from clipkit.data import images
-from clipkit.data.images import BadSample, decode_image, image_tensor
+from clipkit.data.images import BadSample, Decode, decode, decode_image, image_tensor
+from clipkit.data.pixels import PillowImage, crop_resized, size_of
+from clipkit.data.transforms import Preprocess
 
 
 def encoded(image, kind, **options):
@@ -42,7 +46,7 @@ def test_jpeg_equals_pillow(options):
 
 
 def test_torchvision_decodes_what_is_plain(monkeypatch):
-    monkeypatch.setattr(images, "_with_pillow", lambda data, kind: pytest.fail("went through Pillow"))
+    monkeypatch.setattr(images, "_with_pillow", lambda *_, **__: pytest.fail("went through Pillow"))
     for data in (
         encoded(RGB, "JPEG"),
         encoded(RGB, "PNG"),
@@ -164,3 +168,101 @@ def test_a_jpeg_with_a_tail_and_one_with_a_thumbnail():
     with_thumbnail = data[:2] + thumbnail + data[2:]
     assert torch.equal(decode_image(with_thumbnail), decode_image(data))
     assert cause(with_thumbnail[: len(with_thumbnail) - 300]) == "truncated"
+
+
+def drawn(mode):
+    """A picture of a mode, with everything that open_clip and we see differently."""
+    image = Image.fromarray(
+        np.concatenate([colours(60, 90), np.tile(np.arange(90, dtype=np.uint8) * 2, (60, 1))[..., None]], -1)
+    )
+    return image if mode == "RGBA" else image.convert("RGB").convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGBA", "PNG"),
+        ("P", "PNG"),
+        ("LA", "PNG"),
+        ("1", "PNG"),
+        ("L", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("RGB", "JPEG"),
+        ("P", "GIF"),
+        ("RGBA", "WEBP"),
+    ],
+)
+@pytest.mark.parametrize("train", [False, True])
+def test_open_clips_rules_give_what_its_transform_gives(mode, kind, train, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lying on its side: ignored
+    data = encoded(drawn(mode), kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP") else {}))
+    decoded = decode(data, Decode(policy="open_clip")).pixels
+    box = (3, 5, 41, 52)
+    monkeypatch.setattr(RandomResizedCrop, "get_params", staticmethod(lambda *_: box))
+    theirs = image_transform(32, is_train=train, mean=(0.0,) * 3, std=(1.0,) * 3)(Image.open(io.BytesIO(data))) * 255
+    ours = crop_resized(decoded, box, (32, 32), "bicubic") if train else Preprocess((32, 32))(decoded)
+    assert (ours - theirs).abs().max() <= 1.001
+    if mode == "RGBA" or kind == "JPEG":
+        assert decode_image(data).shape == (3, 90, 60)  # ours turn it
+
+
+def test_the_two_policies_differ_where_they_say():
+    data = encoded(Image.new("RGBA", (8, 8), (10, 20, 30, 0)), "PNG")
+    assert Preprocess((8, 8))(decode(data).pixels)[:, 0, 0].tolist() == [255, 255, 255]
+    assert Preprocess((8, 8))(decode(data, Decode(policy="open_clip")).pixels)[:, 0, 0].tolist() == [10, 20, 30]
+    with pytest.raises(ValueError, match="'pil'"):
+        Decode(policy="pil")
+
+
+@pytest.mark.parametrize("policy", ["clipkit", "open_clip"])
+def test_caps_and_refusals_hold_under_both_policies(policy):
+    for data, why in ((b"", "empty"), (b"<svg/>", "format"), (encoded(RGB, "JPEG")[:400], "truncated")):
+        with pytest.raises(BadSample, match=why):
+            decode(data, Decode(policy=policy))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animations_are_noted_and_still_images_are_not(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    for policy in ("clipkit", "open_clip"):
+        assert decode(encoded(frames[0], kind), Decode(policy=policy)).noted == ()
+        moving = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]), Decode(policy=policy))
+        assert moving.noted == ("animated",)
+
+
+def photograph(width, height):
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 60 * np.sin(x / (17 + 5 * c)) + 60 * np.cos(y / (23 - 4 * c)) for c in range(3)]
+    return Image.fromarray(np.stack(waves, -1).clip(0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("size", "reduced"), [((401, 603), 4), ((300, 401), 2), ((127, 300), 1)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_decoded_at_a_fraction_keeps_its_geometry(size, reduced, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(*size), "JPEG", quality=95, exif=exif)
+    whole = decode(data).pixels
+    fast = decode(data, Decode(shrink_to=100)).pixels
+    assert size_of(fast) == size_of(whole)
+    if reduced == 1:
+        assert torch.equal(fast, whole)
+        return
+    assert isinstance(fast, PillowImage)
+    assert min(fast.image.size) >= 100
+    assert fast.step == reduced
+    height, width = size_of(whole)
+    for box in ((0, 0, height, width), (13, 31, height - 50, width - 77), (height - 101, width - 103, 101, 103)):
+        found, expected = (crop_resized(pixels, box, (32, 32), "bicubic").float() for pixels in (fast, whole))
+        assert (found - expected).abs().mean() < 1
+        assert (found - expected).abs().max() < 12
+
+
+def test_only_plain_jpegs_are_shrunk():
+    how = Decode(shrink_to=16)
+    picture = photograph(200, 200)
+    for data in (encoded(picture, "PNG"), encoded(picture.convert("CMYK"), "JPEG")):
+        assert torch.equal(decode(data, how).pixels, decode(data).pixels)
+    with pytest.raises(BadSample, match="truncated"):
+        decode(encoded(picture, "JPEG")[:-300], how)

@@ -1,6 +1,9 @@
 """A zoo of tars: what the index finds, and what it refuses."""
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import tarfile
 import warnings
@@ -8,8 +11,11 @@ import warnings
 import numpy as np
 import pytest
 
-from clipkit.data.index import build_index, load_index, read_sidecar, sidecar_path, write_folder_index, write_sidecar
+from clipkit.data.index import build_index, load_index, read_sidecar, sidecar_path, write_sidecar
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.tar import ShardError
+
+ZSTD = bytes.fromhex("28b52ffd20000100000400")  # an empty frame, as zstd writes it
 
 
 def write_tar(path, files, **options):
@@ -94,6 +100,16 @@ def test_a_size_that_fills_its_field(tmp_path):
     assert content(path, build_index(path), "txt") == [b"x" * 8, b"y"]
 
 
+def test_what_stands_behind_the_end_of_a_name_is_no_part_of_it(tmp_path):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"x"), ("b.txt", b"y")], format=tarfile.USTAR_FORMAT)
+    held = bytearray(path.read_bytes())
+    held[6:10] = b"junk"
+    held[148:156] = b"%06o\0 " % (sum(held[:148]) + sum(held[156:512]) + 256)
+    path.write_bytes(held)
+    index = build_index(path)
+    assert ([index.name(0), index.name(1)], list(index.fields)) == (["a", "b"], ["txt"])
+
+
 def test_each_sample_is_a_piece_of_tar(tmp_path):
     name = "n" * 180
     path = write_tar(
@@ -104,6 +120,22 @@ def test_each_sample_is_a_piece_of_tar(tmp_path):
     piece = path.read_bytes()[start : start + length]
     with tarfile.open(fileobj=io.BytesIO(piece + bytes(1024))) as tar:
         assert tar.getnames() == [f"{name}.txt", f"{name}.jpg"]
+
+
+def test_dots_of_folders_are_no_part_of_a_field(tmp_path):
+    files = [("v1.0/a.b.c/0.JPG", b"1"), ("v1.0/a.b.c/0.Txt", b"2"), ("./v.2/1.Seg.Png", b"3")]
+    index = build_index(write_tar(tmp_path / "s.tar", files))
+    assert [index.name(number) for number in range(2)] == ["v1.0/a.b.c/0", "./v.2/1"]
+    assert sorted(index.fields) == ["jpg", "seg.png", "txt"]
+
+
+def test_one_key_in_two_shards_is_two_samples(tmp_path):
+    write_tar(tmp_path / "0.tar", [("a.jpg", b"1"), ("x.jpg", b"2"), ("x.txt", b"3")])
+    write_tar(tmp_path / "1.tar", [("x.jpg", b"4"), ("x.txt", b"5"), ("b.txt", b"6")])
+    first, second = (build_index(tmp_path / name) for name in ("0.tar", "1.tar"))
+    assert [first.name(1), second.name(0)] == ["x", "x"]
+    assert content(tmp_path / "0.tar", first, "txt") == [None, b"3"]
+    assert content(tmp_path / "1.tar", second, "txt") == [b"5", b"6"]
 
 
 def test_folders_and_files_of_no_sample_are_passed_over(tmp_path):
@@ -133,11 +165,14 @@ def test_what_names_are_refused(tmp_path, files, says):
         build_index(write_tar(tmp_path / "s.tar", files))
 
 
-def test_compressed_is_refused_with_the_cure(tmp_path):
-    path = tmp_path / "s.tar"
-    with tarfile.open(path, "w:gz") as tar:
-        tar.addfile(tarfile.TarInfo("a.txt"))
-    with pytest.raises(ShardError, match=r"gzip.*decompress"):
+@pytest.mark.parametrize(
+    ("kind", "compress"),
+    [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress), ("zstd", lambda data: ZSTD)],
+)
+def test_compressed_is_refused_with_the_cure(tmp_path, kind, compress):
+    path = write_tar(tmp_path / "s.tar", [("a.txt", b"")])
+    path.write_bytes(compress(path.read_bytes()))
+    with pytest.raises(ShardError, match=rf"s\.tar.*\({kind}\) at byte 0.*decompress"):
         build_index(path)
 
 
@@ -181,7 +216,7 @@ def test_sidecar_round_trip_and_freshness(tmp_path):
     kept = read_sidecar(sidecar_path(path))
     assert kept.fingerprint == index.fingerprint == build_index(path).fingerprint
     with np.load(sidecar_path(path)) as archive:
-        wanted = {"v", "key", "offset", "length", "txt_offset", "txt_length", "jpg_offset", "jpg_length"}
+        wanted = {"v", "key", "offset", "length", "txt_offset", "txt_length", "txt_check", "jpg_offset", "jpg_length"}
         assert wanted <= set(archive.files)
 
     os.utime(path, ns=(1, 1))  # a copied shard: another time, the same bytes

@@ -159,8 +159,10 @@ def test_tables(tmp_path, separator, columns):
 
 def test_columns_by_name(tmp_path):
     write(tmp_path / "a.png", picture())
-    table = write(tmp_path / "t.tsv", "url\tfile\tcaption\talt\nx\ta.png\tno\tyes\n")
-    with pytest.raises(ValueError, match=r"t\.tsv:1: the columns are url, file, caption, alt; needed: one of filepath"):
+    table = write(tmp_path / "t.tsv", "link\tfile\tcaption\talt\nx\ta.png\tno\tyes\n")
+    with pytest.raises(
+        ValueError, match=r"t\.tsv:1: the columns are link, file, caption, alt; needed: one of filepath"
+    ):
         pack(table, tmp_path / "out")
     pack(table, tmp_path / "out", image_column="file", caption_column="alt")
     assert samples(tmp_path / "out")[0]["txt"] == b"yes"
@@ -236,12 +238,20 @@ def test_rows_that_cannot_be_used(tmp_path):
     write(tmp_path / "a.png", picture())
     table = write(
         tmp_path / "t.csv",
-        "\ufeffimage,caption\na.png,ok\nb.png,gone\n,x\na.png,\na.png,x,y\na.png\nhttp://a/b.png,x\n",
+        "\ufeffimage,caption\na.png,ok\nb.png,gone\n,x\na.png,\na.png,x,y\na.png\nhttp://a/b.png,x\na.png,nan\na.png,N/A\n",
     )
     report = pack(table, tmp_path / "out")
     assert report.samples == 1
-    assert report.skipped == {"missing": 2, "no_image_path": 1, "no_caption": 1, "columns": 2}
-    assert report.examples["missing"] == (f"{table}:3 (b.png)", f"{table}:8 (http://a/b.png)")
+    assert report.skipped == {
+        "missing": 1,
+        "no_image_path": 1,
+        "no_caption": 1,
+        "nan_caption": 2,
+        "columns": 2,
+        "url": 1,
+    }
+    assert report.examples["missing"] == (f"{table}:3 (b.png)",)
+    assert f"skipped, url: 1 ({table}:8 (http://a/b.png)); nothing is downloaded here: fetch" in str(report)
 
 
 @pytest.mark.parametrize("name", ["../../evil", "a.b.c", "-", "ж", "x" * 200, "a b/c"])
@@ -267,7 +277,7 @@ def test_keys_are_safe(tmp_path, name):
         (lambda s: write(s / "a.png", picture()), "images without captions; put NAME.txt"),
         (lambda s: write(s.with_suffix(".csv"), ""), "no such file or folder"),
         (lambda s: write(s / "a.png", b"") and write(s / "a.txt", "x"), "skipped, empty: 1"),
-        (lambda s: write(s, "x"), "neither a folder nor a .csv, .tsv or .jsonl"),
+        (lambda s: write(s, "x"), "neither a folder nor a .csv, .tsv, .jsonl or .parquet"),
     ],
 )
 def test_nothing_usable(tmp_path, prepare, said):

@@ -77,3 +77,16 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     while any(alive(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.02)
+
+
+def test_a_script_without_a_guard_does_not_run_again_in_the_workers(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "print('script runs', flush=True)\n"
+        "from clipkit.config.units import parse_count\n"
+        "from clipkit.data.parallel import map_shards\n"
+        "print(list(map_shards(parse_count, ['1k', '2k', '3k'] * 3, workers=2)))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == f"script runs\n{[1000, 2000, 3000] * 3}\n", done.stderr

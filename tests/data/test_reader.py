@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from clipkit.data.augment import Augment
 from clipkit.data.catalogue import open_catalogue
 from clipkit.data.dataset import Request, ShardDataset
 from clipkit.data.images import BadSample
-from clipkit.data.index import sidecar_path, write_folder_index
+from clipkit.data.index import sidecar_path
+from clipkit.data.indexing import write_folder_index
 from clipkit.data.plan import Plan
 from clipkit.data.reader import ShardReader
 from clipkit.data.source import Source, parse_place
+from clipkit.data.stages import Stage
 from clipkit.data.tar import ShardError
 from clipkit.data.values import caption, hash64, label
 
@@ -36,7 +39,9 @@ def test_members_near_and_far(tmp_path):
         reader.members(0, 0, 1, 998)
 
 
-@pytest.mark.parametrize("limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8)}])  # a key of a byte, a place of eight
+@pytest.mark.parametrize(
+    "limit", [{"MOST_OPEN": 3}, {"MOST_HELD": 3 * (1 + 8 + 4)}]
+)  # a key of a byte, a place, a check
 def test_open_files_are_bounded(tmp_path, monkeypatch, limit):
     for name, value in limit.items():
         monkeypatch.setattr(module, name, value)
@@ -62,7 +67,7 @@ def test_a_stumbling_disk_is_tried_again_and_never_substituted(tmp_path, monkeyp
         return real(fd, size, offset)
 
     monkeypatch.setattr(os, "pread", stumble)
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert reader.members(0, 0, 0, 99) == {"txt": b"one"}
     monkeypatch.setattr(os, "pread", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(ShardError, match="4 tries"):
@@ -128,6 +133,13 @@ def test_captions_and_labels():
     members = {"json": b'{"c": ["a", "b", "", "c"], "n": 7}', "txt": b"other"}
     assert [caption(members, listed, draw) for draw in (0.0, 0.34, 0.99)] == ["a", "b", "c"]
     assert caption({"txt": b"other"}, listed, 0.5) == "other"
+    one = [parse_place("json.c")]
+    for missing in (b'{"c": NaN}', b'{"c": "nan"}', b'{"c": [NaN, " NAN "]}'):
+        with pytest.raises(BadSample, match="nan_caption"):
+            caption({"json": missing}, one, 0.5)
+    assert caption({"json": b'{"c": ["nan", "my nan", NaN]}'}, one, 0.99) == "my nan"
+    for word in ("None", "NULL", "N/A"):  # may be meant
+        assert caption({"txt": word.encode()}, [parse_place("txt")], 0.5) == word
     assert label(members, [parse_place("json.n")]) == label({"cls": b" 7\n"}, [parse_place("cls")])
     assert hash64(b"a") == hash64(b"a") != hash64(b"b")
     for missing in ({}, {"cls": b" "}):
@@ -144,8 +156,7 @@ def test_a_copy_of_the_set_reads_the_same(make_shards):
         catalogues=[catalogue],
         order=plan,
         seed=0,
-        tokenize=tokenize,
-        transform=Augment((16, 16)),
+        stages=[Stage({"image": Augment((16, 16))}, tokenize)],
         cache=None,
     )
     request = Request(0, 8, plan.rows(np.arange(8)))

@@ -39,10 +39,47 @@ def test_patterns_that_name_nothing(folder, pattern, says):
         expand_shards(f"{folder}/{pattern}")
 
 
-@pytest.mark.parametrize("pattern", ["s3://bucket/0.tar", "pipe:cat 0.tar", "https://host/0.tar"])
-def test_remote_shards_are_refused(pattern):
-    with pytest.raises(ValueError, match="copy or mount"):
+def test_urls_are_expanded_and_not_looked_at():
+    assert expand_shards("s3://bucket/x/{8..10}.tar") == [f"s3://bucket/x/{i}.tar" for i in (8, 9, 10)]
+    assert expand_shards("https://host/{000..001}.tar?sig=a") == [
+        "https://host/000.tar?sig=a",
+        "https://host/001.tar?sig=a",
+    ]
+
+
+def test_known_pipes_are_read_as_the_urls_they_copy(caplog):
+    assert expand_shards("pipe:aws s3 cp s3://bucket/{0..1}.tar -") == ["s3://bucket/0.tar", "s3://bucket/1.tar"]
+    assert "is read as s3://bucket/{0..1}.tar" in caplog.text
+    assert expand_shards("pipe:curl -s -L https://host/0.tar") == ["https://host/0.tar"]
+    assert expand_shards("pipe:gsutil cat gs://bucket/0.tar") == ["gs://bucket/0.tar"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("pipe:cat 0.tar", "--allow-pipe"),
+        ("pipe:touch marker", "programs are not run"),
+        ("pipe:curl https://host/0.tar | sh", "programs are not run"),
+        ("pipe:curl -H 'Authorization: Bearer canary99' https://host/0.tar", "programs are not run"),
+        ("pipe:curl -o /etc/x https://host/0.tar", "programs are not run"),
+        ("pipe:curl file:///etc/passwd", "programs are not run"),
+        ("ftp://host/0.tar", "ftp:// is not read; https://, http://, s3://, gs://, hf:// and files are"),
+        ("file:///etc/passwd", "file:// is not read"),
+        ("memory://0.tar", "memory:// is not read"),
+        ("https:///0.tar", "names no file"),
+        ("s3://bucket/*.tar", "brace range"),
+        ("s3://bucket/shards/", "brace range"),
+        ("https://host/a b.tar", "%20"),
+    ],
+)
+def test_other_addresses_are_refused(pattern, says):
+    with pytest.raises(ValueError, match=says) as error:
         expand_shards(pattern)
+    assert "canary99" not in str(error.value)
+
+
+def test_a_pipe_runs_only_where_the_user_allowed_it():
+    assert expand_shards("pipe:cat {0..1}.tar", allow_pipe=True) == ["pipe:cat 0.tar", "pipe:cat 1.tar"]
 
 
 def test_sources():

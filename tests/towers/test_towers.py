@@ -119,3 +119,24 @@ def test_batch_norms_in_micro_batches_learn_once_a_step(tracked):
     assert {n: b.tolist() for n, b in twice.named_buffers()} == {n: b.tolist() for n, b in once.named_buffers()}
     for (name, mine), (_, theirs) in zip(twice.named_parameters(), once.named_parameters(), strict=True):
         assert torch.allclose(mine.grad, theirs.grad, atol=1e-6), name
+
+
+def test_views_share_the_tower_of_their_field():
+    torch.manual_seed(0)
+    tower = Words()
+    first, second, third = tokens([3, 9, 20]), tokens([5, 1, 2]), tokens([7, 7, 7])
+    batch = {
+        "text": first,
+        "text_view1": second,
+        "text_view12": third,
+        "text_view": 1,
+        "other_view1": second,
+        "id": third,
+    }
+    for micro_batch in (None, 2):
+        towers = Towers({"text": tower}, micro_batch=micro_batch)
+        batch["lengths"] = towers.lengths({name: value for name, value in batch.items() if name != "lengths"})
+        found = towers(batch)
+        assert set(found) == {"text", "text_view1", "text_view12"} == set(batch["lengths"])
+        for name, x in (("text", first), ("text_view1", second), ("text_view12", third)):
+            torch.testing.assert_close(found[name].pooled, tower(x).pooled)
