@@ -6,7 +6,8 @@ import argparse
 import json
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,31 @@ def finish(benchmark: str, *, peer: str, figures: Mapping[str, Mapping[str, floa
     }
     print(json.dumps(line))
     return 0 if held else 1
+
+
+def anonymous_megabytes(pid: int | str = "self") -> float:
+    """RssAnon and RssShmem of a process: what it holds beside files."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
+
+
+def peak_growth(operation: Callable[[], object]) -> float:
+    """Megabytes that this process grows by at the most while an operation runs, read every millisecond."""
+    before, seen, done = anonymous_megabytes(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            seen.append(anonymous_megabytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        operation()
+        seen.append(anonymous_megabytes())
+    finally:
+        done.set()
+        watcher.join()
+    return max(seen) - before
 
 
 def cpu_name() -> str:

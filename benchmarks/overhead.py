@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from clipkit.building import build_model, build_module
 from clipkit.callbacks.agreement import Agreement
 from clipkit.config import RunConfig, load_config
 from clipkit.module import Batch, CLIPModule
+from clipkit.quiet import quieten
 
 STEP_SECONDS = 0.5
 PAIRS, WARM_UP, BLOCK = 16, 20, 100
@@ -140,8 +141,8 @@ class InTurn(Callback):
         self._left = now
 
 
-def configuration(folder: Path, steps: int) -> RunConfig:
-    """A run of ``steps`` steps with all defaults; its shards are never read."""
+def configuration(folder: Path, steps: int, changes: Sequence[str]) -> RunConfig:
+    """A run of ``steps`` steps with all defaults but the changes; its shards are never read."""
     towers = folder / "towers.json"
     towers.write_text(json.dumps(TOWERS))
     path = folder / "overhead.yaml"
@@ -149,41 +150,45 @@ def configuration(folder: Path, steps: int) -> RunConfig:
         f"model: {towers}\ndata: {{train: {{none: {{shards: none.tar}}}}, batch_size: {PAIRS}}}\nloss: infonce\n"
         f"trainer: {{length: {steps} steps, accelerator: cpu, devices: 1}}\n"
     )
-    return load_config(path)
+    return load_config(path, changes)
 
 
-def measure(folder: Path, steps: int) -> list[tuple[float, float]]:
+def measure(folder: Path, steps: int, changes: Sequence[str] = ()) -> list[tuple[float, float]]:
     """Seconds of each step after the warm-up: clipkit's and the bare one's."""
-    config = configuration(folder, steps + WARM_UP)
+    config = configuration(folder, steps + WARM_UP, changes)
     data = InMemory(steps + WARM_UP)
     pair = build_model(config)
     module = build_module(config, pair, steps=len(data), warmup=0, own_losses={})
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
-    training._quieten()
+    quieten()
     run = training._Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
-    trainer, _ = training._trainer(run, {}, Agreement(), {})
+    trainer, _ = training._trainer(run, {}, Agreement(), {}, None)
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)
     trainer.fit(module, datamodule=data)
     return in_turn.times
 
 
-def main() -> int:
-    """Compare medians of 500 alternating steps (``--quick``: 200); the spread is that of blocks of 100."""
-    steps = 200 if quick(__doc__ or "") else 500
+def compare(benchmark: str, steps: int, changes: Sequence[str] = ()) -> int:
+    """Medians of alternating steps; the spread is that of blocks of 100."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        times = measure(Path(folder), steps)
+        times = measure(Path(folder), steps, changes)
     blocks = [times[start : start + BLOCK] for start in range(0, len(times), BLOCK)]
     ours, bare = ([statistics.median(time[i] for time in block) for block in blocks] for i in (0, 1))
     whole = [statistics.median(time[i] for time in times) for i in (0, 1)]
     shares = [(a - b) / STEP_SECONDS for a, b in zip(ours, bare, strict=True)]
     figures = {
-        "overhead": figure(shares, value=(whole[0] - whole[1]) / STEP_SECONDS),
+        benchmark: figure(shares, value=(whole[0] - whole[1]) / STEP_SECONDS),
         "clipkit_ms": figure([1000 * x for x in ours], value=1000 * whole[0]),
         "bare_ms": figure([1000 * x for x in bare], value=1000 * whole[1]),
     }
-    return finish("overhead", peer=f"a bare PyTorch loop, torch {torch.__version__}", figures=figures)
+    return finish(benchmark, peer=f"a bare PyTorch loop, torch {torch.__version__}", figures=figures)
+
+
+def main() -> int:
+    """500 alternating steps (``--quick``: 200)."""
+    return compare("overhead", 200 if quick(__doc__ or "") else 500)
 
 
 if __name__ == "__main__":

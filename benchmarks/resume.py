@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import figure, finish, quick
+from common import anonymous_megabytes, figure, finish, quick
 from photos import caption, photographs
 from torch.utils.data import DataLoader
 
@@ -91,12 +91,6 @@ def first_batch(folder: str) -> float:
     return time.perf_counter() - started
 
 
-def megabytes(pid: int) -> float:
-    """RssAnon and RssShmem of a process."""
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) / 1024
-
-
 def worker_memory(folder: str, names: int) -> float:
     """Megabytes of a worker after READS samples from anywhere in so many shards."""
     data = module(expand_shards(f"{folder}/names/{{000000..{names - 1:06d}}}.tar"))
@@ -107,7 +101,7 @@ def worker_memory(folder: str, names: int) -> float:
     )
     batches = iter(loader)
     assert sum(len(batch["key"]) for batch in batches) == READS // BATCH * BATCH
-    return megabytes(batches._workers[0].pid)
+    return anonymous_megabytes(batches._workers[0].pid)
 
 
 def as_it_is(batch: Any) -> Any:

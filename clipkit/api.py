@@ -71,11 +71,12 @@ def fit(
         RuntimeError: If ranks that were started failed.
     """
     from clipkit import distributed
+    from clipkit.hardware import devices_here
     from clipkit.launch import ranks_wanted, start_ranks
     from clipkit.packing import pack_loose
     from clipkit.plugins import load_plugin
     from clipkit.run_folder import default_folder
-    from clipkit.training import devices_here, train
+    from clipkit.training import train
 
     distributed.adopt_srun(os.environ)
     loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)

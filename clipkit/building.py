@@ -30,10 +30,12 @@ from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.loading import load_pair
 from clipkit.losses.base import Loss
-from clipkit.losses.infonce import InfoNCE
+from clipkit.losses.build import Surroundings, build_loss
+from clipkit.micro_batch import Choice, choose, memory_left
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
 from clipkit.staging import Tokens, build_stages, check_views
+from clipkit.towers.base import Tower
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
@@ -49,7 +51,20 @@ def build_model(config: RunConfig) -> OpenClipPair:
     pair, source, notes = load_pair(shipped_model(config.model.name), config.model.pretrained)
     for note in notes:
         say(note if source else f"{config.model.name}: training starts from random weights (seed {config.seed})")
+    if config.model.patch_dropout:
+        pair.image.drop_patches(config.model.patch_dropout)
+    _lock({"image": pair.image, "text": pair.text}, config)
     return pair
+
+
+def _lock(towers: Mapping[str, Tower], config: RunConfig) -> None:
+    for field, spec in config.model.lock.items():
+        if field not in towers:
+            raise ValueError(f"model.lock.{field}: there is no such tower; the towers are {', '.join(towers)}")
+        try:
+            towers[field].lock(spec.unlocked)
+        except ValueError as error:
+            raise ValueError(f"model.lock.{field}: {error}") from error
 
 
 def shipped_model(name: str) -> str:
@@ -65,26 +80,40 @@ def build_module(
 ) -> CLIPModule:
     """Towers, losses and optimiser as one Lightning module."""
     check_views(config, own_losses=bool(own_losses))
-    towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=config.trainer.micro_batch)
+    towers = Towers({"image": pair.image, "text": pair.text}, micro_batch=_fixed_micro_batch(config))
     _name_batchnorm(towers, config)
     if config.trainer.compile:
         _compile(towers)
     scales: dict[str, LogitScale] = {}
+    biased: set[str] = set()
 
     def scale_of(fields: tuple[str, str]) -> LogitScale:
         return scales.setdefault("_".join(fields), LogitScale(pair.log_scale, pair.bias))
 
     specs = config.losses
-    losses: dict[str, Loss] = {
-        name: InfoNCE(scale_of(spec.pair).forward, pair=spec.pair, duplicates=spec.duplicates)
-        for name, spec in specs.items()
-    }
+    losses: dict[str, Loss] = {}
+    for name, spec in specs.items():
+
+        def temperature(spec: Any, bias: float | None, name: str = name) -> LogitScale:
+            key = "_".join(spec.pair) + (f"_{name}" if spec.scale == "own" else "")
+            scale = scales.setdefault(key, LogitScale(pair.log_scale, pair.bias))
+            if bias is not None:
+                biased.add(key)
+                scale.start_bias(bias)
+            return scale
+
+        losses[name] = build_loss(spec, Surroundings(temperature, pair.config["embed_dim"], config.data.batch_size))
     losses |= {name: factory(scale_of) for name, factory in own_losses.items()}
-    for scale in scales.values():
-        if scale.bias is not None and not own_losses:  # InfoNCE does not know it, and DDP waits for a gradient of all
+    for key, scale in scales.items():
+        if (
+            scale.bias is not None and key not in biased and not own_losses
+        ):  # DDP waits for a gradient of all that train
             scale.bias.requires_grad_(False)
     weights = {name: specs[name].weight if name in specs else 1.0 for name in losses}
-    scale_of(("image", "text"))  # the one that exports write, whatever the losses
+    if (
+        "image_text" not in scales
+    ):  # exports write it whatever the losses; where none reads it, it has no gradient to wait for
+        scale_of(("image", "text")).requires_grad_(False)
     return CLIPModule(
         towers=towers,
         losses=losses,
@@ -92,6 +121,35 @@ def build_module(
         scales=scales,
         optim=build_optim(config, pair, steps, warmup),
         seed=config.seed,
+    )
+
+
+def _fixed_micro_batch(config: RunConfig) -> int | None:
+    return config.trainer.micro_batch if isinstance(config.trainer.micro_batch, int) else None
+
+
+def choose_micro_batch(config: RunConfig, pair: OpenClipPair, module: CLIPModule, *, device: torch.device) -> Choice:
+    """What ``trainer.micro_batch: auto`` means for these towers on this device; all ranks call it together."""
+    local, nodes = distributed.launcher_world()
+    sizes = [p.numel() * p.element_size() for p in module.parameters() if p.requires_grad]
+    width = int(pair.config["embed_dim"])
+    module.to(device)  # where Lightning will put it
+    bf16 = config.trainer.precision == "bf16-mixed"
+    height, wide = preprocess_of(pair.preprocess).size
+
+    def images(count: int) -> torch.Tensor:
+        return torch.zeros(count, 3, height, wide, dtype=torch.uint8, device=device)
+
+    def texts(count: int) -> torch.Tensor:  # of the full context: what the longest captions need
+        return pair.tokenize(["a"] * count).to(device)
+
+    return choose(
+        {"image": (module.towers["image"], images), "text": (module.towers["text"], texts)},
+        pairs=config.data.batch_size // (local * nodes),
+        available=memory_left(
+            device, ranks_here=local, parameters=sum(sizes), features=4 * width * config.data.batch_size
+        ),
+        autocast=partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16, cache_enabled=False),
     )
 
 
@@ -107,7 +165,19 @@ def build_optim(config: RunConfig, pair: OpenClipPair, steps: int, warmup: int) 
         warmup=warmup,
         schedule=config.optim.schedule,
         steps=steps,
+        layer_decay=config.optim.layer_decay,
+        layers=_layers({"image": pair.image, "text": pair.text}),
     )
+
+
+def _layers(towers: Mapping[str, Tower]) -> Callable[[str], int]:
+    """Depth of a module's parameters by name; what belongs to no tower (scales, a loss's heads) has none."""
+    depths = {
+        f"towers.by_field.{field}.{name}": depth
+        for field, tower in towers.items()
+        for name, depth in tower.depths().items()
+    }
+    return lambda name: depths.get(name, 0)
 
 
 def prepare_data(config: RunConfig, *, allow_pipe: bool = False) -> None:
@@ -298,9 +368,10 @@ def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
     if not names:
         return
     line = f"{len(names)} batch norms (the first: {names[0]}): statistics are per rank and per micro-batch"
-    if config.trainer.micro_batch is not None:
+    if config.trainer.micro_batch is not None and not config.trainer.allow_batchnorm:
         raise ValueError(
-            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out"
+            f"{line}; trainer.micro_batch={config.trainer.micro_batch} would change what they learn. Leave micro_batch out, or set "
+            "trainer.allow_batchnorm=true"
         )
     say(f"warning: {line}")
 

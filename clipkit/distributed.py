@@ -11,12 +11,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
 _REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -145,6 +146,40 @@ def gather_sizes(rows: int, device: torch.device | None = None) -> list[int]:
     return [int(size) for size in torch.cat(sizes).tolist()]
 
 
+class Pending(Generic[T]):
+    """Collectives under way.
+
+    Args:
+        works: What to wait for, or None.
+        finish: Gives the result once that is done.
+    """
+
+    def __init__(self, works: Sequence[Any] | None, finish: Callable[[], T]) -> None:
+        self._works = works or ()
+        self._finish = finish
+
+    def wait(self) -> T:
+        """The result; on a GPU its stream waits, not the process."""
+        for work in self._works:
+            work.wait()
+        return self._finish()
+
+
+def all_gather_rows_async(x: Tensor, sizes: Sequence[int]) -> Pending[Tensor]:
+    """Start ``all_gather_rows``; do something else before ``wait()``."""
+    if world_size() == 1:
+        return Pending(None, lambda: x)
+    longest = max(sizes)
+    if len(set(sizes)) == 1:
+        out = x.new_empty((longest * len(sizes), *x.shape[1:]))
+        return Pending([dist.all_gather_into_tensor(out, x.contiguous(), async_op=True)], lambda: out)
+    padded = x.new_zeros((longest, *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    work = dist.all_gather(parts, padded, async_op=True)
+    return Pending([work], lambda: torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]))
+
+
 def all_gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
     """Rows of all ranks in rank order, without a gradient.
 
@@ -155,18 +190,7 @@ def all_gather_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
     Returns:
         (sum of sizes, ...).
     """
-    if world_size() == 1:
-        return x
-    longest = max(sizes)
-    if len(set(sizes)) == 1:
-        out = x.new_empty((longest * len(sizes), *x.shape[1:]))
-        dist.all_gather_into_tensor(out, x.contiguous())
-        return out
-    padded = x.new_zeros((longest, *x.shape[1:]))
-    padded[: len(x)] = x
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    return all_gather_rows_async(x, sizes).wait()
 
 
 def all_gather_variable(x: Tensor) -> list[Tensor]:
@@ -175,16 +199,31 @@ def all_gather_variable(x: Tensor) -> list[Tensor]:
     return list(torch.split(all_gather_rows(x, sizes), sizes))
 
 
-def reduce_scatter_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Sum ``x`` (sum of sizes, ...) over ranks and keep this rank's rows (B_r, ...)."""
+def reduce_scatter_rows_async(x: Tensor, sizes: Sequence[int]) -> Pending[Tensor]:
+    """Start ``reduce_scatter_rows``; ``x`` must not be touched before ``wait()``."""
     if world_size() == 1:
-        return x
+        return Pending(None, lambda: x)
     if dist.get_backend() == "nccl" and len(set(sizes)) == 1:
         out = x.new_empty((sizes[0], *x.shape[1:]))
-        dist.reduce_scatter_tensor(out, x.contiguous())
-        return out
-    dist.all_reduce(x)  # gloo has no reduce-scatter
-    return torch.split(x, list(sizes))[rank()]
+        return Pending([dist.reduce_scatter_tensor(out, x.contiguous(), async_op=True)], lambda: out)
+    # gloo has no reduce-scatter
+    return Pending([dist.all_reduce(x, async_op=True)], lambda: torch.split(x, list(sizes))[rank()])
+
+
+def reduce_scatter_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Sum ``x`` (sum of sizes, ...) over ranks and keep this rank's rows (B_r, ...)."""
+    return reduce_scatter_rows_async(x, sizes).wait()
+
+
+def pass_on(tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
+    """Send contiguous tensors, of the same shapes on every rank, to the next rank of the ring; what comes is the rank before's."""
+    if world_size() == 1:
+        return Pending(None, lambda: list(tensors))
+    after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    received = [torch.empty_like(x) for x in tensors]
+    sends = [dist.P2POp(dist.isend, x, after) for x in tensors]
+    receives = [dist.P2POp(dist.irecv, x, before) for x in received]
+    return Pending(dist.batch_isend_irecv([*sends, *receives]), lambda: received)
 
 
 def gather_json(value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from clipkit import distributed
+from clipkit.guard import Guard
 from clipkit.losses.base import Loss
 from clipkit.optim import Optim
 from clipkit.towers.scale import LogitScale
@@ -49,10 +50,14 @@ class CLIPModule(LightningModule):
         self.seed = seed
         self.parts: dict[str, Tensor] = {}
         """Each loss of the last step on this rank, detached."""
+        self.guard = Guard(towers.fields())
+        self.grad_norm = torch.zeros(())
+        """Norm of the last step's whole gradient, before clipping."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: each tower once, each loss once."""
         features = self.towers(batch)
+        self.guard.see(features, batch["key"])
         parts = {name: loss(features, batch) for name, loss in self.losses.items()}
         return self.total(parts)
 
@@ -74,11 +79,21 @@ class CLIPModule(LightningModule):
         """Draw this step's dropout masks from (seed, position, rank) alone."""
         torch.manual_seed(step_seed(self.seed, int(batch["position"]), distributed.rank()))
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """AdamW and its schedule; the scales are clamped right after each step, before anything reads or saves them."""
-        optimizer, schedule = self.optim.build(self.named_parameters())
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """One norm of the whole gradient serves log, guard and clipping."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.guard.hold(optimizer, self.grad_norm)
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW with its schedule; the scales are clamped right after each step, before anything reads or saves them."""
+        optimizer = self.optim.build(self.named_parameters())
         optimizer.register_step_post_hook(lambda *_: self.clamp_scales())
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer
 
     def clamp_scales(self) -> None:
         """Keep each scale in [1, 100]."""

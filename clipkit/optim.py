@@ -1,14 +1,24 @@
-"""Optimiser and learning-rate schedule, computed from the configuration alone."""
+"""Optimiser and learning-rate schedule, computed from the configuration alone.
+
+The schedule lives on the device: it follows AdamW's own count of updates, so an update that ``found_inf`` skips moves neither weights,
+moments nor learning rate, and nobody waits for the device to hear of it.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Layers = Callable[[str], int]
+"""A parameter's name to how many layers lie between it and the output of its tower, 0 for what has no depth."""
+
+
+def _flat(name: str) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,8 @@ class Optim:
         warmup: Steps of linear warm-up.
         schedule: What follows the warm-up.
         steps: Steps of the whole run.
+        layer_decay: Factor on the learning rate for each layer between a parameter and its tower's output; 1 is none.
+        layers: Tells those layers; asked only where ``layer_decay`` is not 1.
     """
 
     lr: float
@@ -32,39 +44,80 @@ class Optim:
     warmup: int
     schedule: Literal["cosine", "constant"]
     steps: int
+    layer_decay: float = 1.0
+    layers: Layers = _flat
 
-    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> tuple[torch.optim.AdamW, Any]:
-        """The optimiser over ``named`` parameters and its schedule, one call of which is one step."""
-        optimizer = torch.optim.AdamW(
-            parameter_groups(named, self.weight_decay), lr=self.lr, betas=self.betas, eps=self.eps, fused=True
-        )
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor())
+    def build(self, named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.AdamW:
+        """The optimiser over ``named`` parameters; it sets its own learning rate at each step.
 
-    def factor(self) -> Callable[[int], float]:
-        """Step, counted from 0, to the share of ``lr`` that it trains with."""
-        return lambda step: learning_rate_factor(step, warmup=self.warmup, steps=self.steps, schedule=self.schedule)
+        Raises:
+            ValueError: If there is nothing to train.
+        """
+        groups = parameter_groups(named, self)
+        if not groups:
+            raise ValueError("nothing is left to train: every parameter is locked; unlock a tower")
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        optimizer.register_step_pre_hook(lambda it, *_: self.set_rates(it))
+        return optimizer
+
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give every group the learning rate of the update to come, without asking the device how many there were."""
+        factor = self.factor(updates(optimizer))
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"].to(factor.device)  # a checkpoint's lies on the CPU
+            group["lr"].copy_(self.lr * group["share"] * factor)
+
+    def factor(self, done: Tensor) -> Tensor:
+        """Share of the peak learning rate after ``done`` updates, a scalar."""
+        return learning_rate_factor(done, warmup=self.warmup, steps=self.steps, schedule=self.schedule)
 
 
-def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices with weight decay, 1-D and scalar parameters without."""
-    trainable = [parameter for _, parameter in named if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def updates(optimizer: torch.optim.Optimizer) -> Tensor:
+    """How many updates the optimiser made, float64, on the device; skipped ones do not count."""
+    parameter = optimizer.param_groups[0]["params"][0]
+    if parameter in optimizer.state:
+        return optimizer.state[parameter]["step"].double()  # type: ignore[no-any-return]
+    return torch.zeros((), dtype=torch.float64, device=parameter.device)
 
 
-def learning_rate_factor(step: int, *, warmup: int, steps: int, schedule: Literal["cosine", "constant"]) -> float:
-    """Share of the peak learning rate at a step counted from 0: linear warm-up, then a half cosine to 0, or constant.
+def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], optim: Optim) -> list[dict[str, Any]]:
+    """Trainable parameters by depth and by whether they decay: matrices do, 1-D and scalar parameters do not."""
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        share = 1.0 if optim.layer_decay == 1 else optim.layer_decay ** optim.layers(name)
+        decay = optim.weight_decay if parameter.ndim > 1 else 0.0
+        # the fused kernel of a GPU reads the rate as float32; the one of a CPU takes it whole
+        dtype = torch.float64 if parameter.device.type == "cpu" else torch.float32
+        group = {
+            "params": [],
+            "weight_decay": decay,
+            "share": share,
+            "lr": torch.tensor(optim.lr, dtype=dtype, device=parameter.device),
+        }
+        groups.setdefault((share, decay), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def learning_rate_factor(done: Tensor, *, warmup: int, steps: int, schedule: Literal["cosine", "constant"]) -> Tensor:
+    """Share of the peak learning rate after so many updates: linear warm-up, then a half cosine to 0, or constant.
+
+    Args:
+        done: Updates made, any shape, floating.
+        warmup: Steps of the warm-up.
+        steps: Steps of the whole run.
+        schedule: What follows the warm-up.
+
+    Returns:
+        Shares of ``done``'s shape.
 
     Example:
-        >>> [learning_rate_factor(step, warmup=2, steps=6, schedule="cosine") for step in (0, 1, 2, 4)]
-        [0.5, 1.0, 1.0, 0.5]
+        >>> learning_rate_factor(torch.tensor([0.0, 1, 2, 4]), warmup=2, steps=6, schedule="cosine")
+        tensor([0.5000, 1.0000, 1.0000, 0.5000])
     """
-    if step < warmup:
-        return (step + 1) / warmup
+    rising = (done + 1) / max(1, warmup)
     if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(1, steps - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return rising.clamp(max=1)
+    gone = ((done - warmup) / max(1, steps - warmup)).clamp(0, 1)
+    return torch.where(done < warmup, rising, 0.5 * (1 + torch.cos(torch.pi * gone)))

@@ -159,6 +159,12 @@ def recorded_plugin(checkpoint: Path) -> dict[str, str] | None:
     return found
 
 
+def recorded_micro_batch(checkpoint: Path) -> dict[str, Any] | None:
+    """The micro-batch that a checkpoint's run trained with (``pairs``, None for none) and its ``ranks``."""
+    found: dict[str, Any] | None = json.loads((checkpoint / INFO).read_text()).get("micro_batch")
+    return found
+
+
 def write_stopped(folder: Path, **fields: Any) -> None:
     """Leave word of why the run stopped."""
     (folder / STOPPED).write_text(json.dumps(fields) + "\n")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +12,22 @@ import torch
 from lightning.pytorch import Callback
 
 from clipkit import distributed
-from clipkit.building import LossFactory, build_data, build_model, build_module, build_tasks, prepare_data, workers
+from clipkit.building import (
+    LossFactory,
+    build_data,
+    build_model,
+    build_module,
+    build_tasks,
+    choose_micro_batch,
+    prepare_data,
+    workers,
+)
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
+from clipkit.callbacks.ema import Ema
 from clipkit.callbacks.evaluate import Evaluate
+from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
 from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.progress import Progress
@@ -26,10 +35,12 @@ from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
+from clipkit.hardware import uses_gpu
 from clipkit.loggers import build_loggers
 from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
+from clipkit.quiet import quieten
 from clipkit.run_folder import (
     check_folder,
     check_weights,
@@ -37,6 +48,7 @@ from clipkit.run_folder import (
     find_resume,
     finished_step,
     record_start,
+    recorded_micro_batch,
     recorded_plugin,
     write_stopped,
 )
@@ -62,25 +74,6 @@ class Outcome:
     def code(self) -> int:
         """The process's exit code: 0 finished, 75 stopped and resumable."""
         return STOPPED_CODE if self.stopped else 0
-
-
-def devices_here(config: RunConfig) -> int:
-    """What ``devices: auto`` means without a launcher: this machine's GPUs, or one process on CPU."""
-    return torch.cuda.device_count() if uses_gpu(config) else 1
-
-
-def uses_gpu(config: RunConfig) -> bool:
-    """Whether the run computes on GPUs.
-
-    Raises:
-        ValueError: If it asks for GPUs and there is none.
-    """
-    wanted, present = config.trainer.accelerator, torch.cuda.is_available()
-    if wanted == "gpu" and not present:
-        raise ValueError(
-            "trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch"
-        )
-    return present and wanted != "cpu"
 
 
 def train(
@@ -109,7 +102,7 @@ def train(
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
     """
-    _quieten()
+    quieten()
     _share_cores(config)
     agreement = Agreement(_clocks(config))
     agreement.listen()
@@ -225,11 +218,13 @@ def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
     tasks = _tasks(run, module)
     if found is not None:
         check_weights(found, module.state_dict())
+    if config.trainer.micro_batch == "auto":
+        module.towers.micro_batch = _auto_micro_batch(run, module, found)
     distributed.on_rank_0(
         lambda: record_start(run.folder, config)
     )  # from here on nothing is wrong that could be seen before
     figures: dict[str, Any] = {}
-    trainer, checkpoint_io = _trainer(run, tasks, agreement, figures)
+    trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
     _announce(run, module, found)
     trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
@@ -242,6 +237,19 @@ def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
     return Outcome(run.folder, step, run.steps, stopped, figures)
 
 
+def _auto_micro_batch(run: _Run, module: CLIPModule, found: Path | None) -> int | None:
+    """The choice of the run that goes on, if its ranks were as many: another one would round otherwise. Else a new one."""
+    kept = None if found is None else recorded_micro_batch(found)
+    if kept is not None and kept["ranks"] == distributed.world_size():
+        pairs: int | None = kept["pairs"]
+        say(f"trainer.micro_batch: auto keeps the run's choice, {pairs or 'off'}")
+        return pairs
+    device = torch.device("cuda", torch.cuda.current_device()) if uses_gpu(run.config) else torch.device("cpu")
+    choice = choose_micro_batch(run.config, run.pair, module, device=device)
+    say(str(choice))
+    return choice.micro_batch
+
+
 def _tasks(run: _Run, module: CLIPModule) -> Tasks:
     """What is evaluated, opened and looked at now: a mistake in it must not show after a night of training."""
     tasks: Tasks = build_tasks(run.config, module, run.pair)
@@ -251,13 +259,15 @@ def _tasks(run: _Run, module: CLIPModule) -> Tasks:
     return tasks
 
 
-def _trainer(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> tuple[Any, FolderCheckpointIO]:
+def _trainer(
+    run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any], micro_batch: int | None
+) -> tuple[Any, FolderCheckpointIO]:
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import DDPStrategy
 
     config = run.config
     world = run.ranks[0] * run.ranks[1]
-    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run))
+    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run, micro_batch))
     silent = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="gpu" if uses_gpu(config) else "cpu",
@@ -321,7 +331,9 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
-    return [account, agreement, metrics, evaluate, save, OffTheClock(metrics)]
+    guard = ReportSkipped(every=window, steps=steps)
+    ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
+    return [account, agreement, guard, *ema, metrics, evaluate, save, OffTheClock(metrics)]
 
 
 def _clocks(config: RunConfig) -> dict[str, float]:
@@ -331,7 +343,7 @@ def _clocks(config: RunConfig) -> dict[str, float]:
     }
 
 
-def _checkpoint_info(run: _Run) -> dict[str, Any]:
+def _checkpoint_info(run: _Run, micro_batch: int | None) -> dict[str, Any]:
     preprocess = {
         name: list(value) if isinstance(value, tuple) else value for name, value in run.pair.preprocess.items()
     }
@@ -348,6 +360,7 @@ def _checkpoint_info(run: _Run) -> dict[str, Any]:
         "batch_size": run.config.data.batch_size,
         "seed": run.config.seed,
         "plugin": plugin,
+        "micro_batch": {"ranks": run.ranks[0] * run.ranks[1], "pairs": micro_batch},
     }
 
 
@@ -374,22 +387,3 @@ def _last_words(run: _Run, step: int, stopped: str | None) -> None:
         return
     write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
     say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")
-
-
-def _quieten() -> None:
-    """Lightning's and torch's lines that say nothing about this run."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*isn't in the list of.*",
-        ".*GPU available but not used.*",
-        ".*`training_step` returned.*",
-        ".*lr_scheduler.step.*before.*optimizer.step.*",
-        ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
-        ".*The number of training batches.*is smaller than the logging interval.*",
-        ".*srun.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -13,11 +13,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
-    ("2b", {"encoder", "loading", "optim"}),
+    ("2b", {"encoder", "guard", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding"}),
     (
         "3b",
         {
+            "hardware",
+            "micro_batch",
+            "quiet",
             "module",
             "callbacks",
             "training",
@@ -39,11 +42,21 @@ LEANS_ON = {  # within a floor: who may import whom
     "demo": {"api"},
     "__main__": {"cli"},
     "callbacks": {"module"},
-    "building": {"module", "callbacks", "staging"},
+    "building": {"micro_batch", "module", "callbacks", "staging"},
     "packing": {"building", "callbacks"},
     "plugins": {"building"},
     "mismatch": {"callbacks", "run_folder"},
-    "training": {"module", "callbacks", "building", "plugins", "run_folder", "mismatch", "loggers"},
+    "training": {
+        "module",
+        "callbacks",
+        "building",
+        "hardware",
+        "plugins",
+        "quiet",
+        "run_folder",
+        "mismatch",
+        "loggers",
+    },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
 HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers"}

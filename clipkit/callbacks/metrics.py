@@ -56,7 +56,6 @@ class MetricsLog(Callback):
         self._window_start = self._step_end = 0.0
         self._waited = 0.0
         self._window_steps = 0
-        self._grad_norm = math.nan
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut the record back to the step that training goes on from, and start the clock."""
@@ -68,12 +67,6 @@ class MetricsLog(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the time since the last step's end as waiting for data."""
         self._waited += time.perf_counter() - self._step_end
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Measure the gradient's norm, before clipping, on window steps."""
-        if self._ends_window(trainer.global_step + 1):
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            self._grad_norm = torch.nn.utils.get_total_norm(gradients)  # type: ignore[assignment]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,7 +132,7 @@ class MetricsLog(Callback):
             f"train/logit_scale/{name}" if len(scales) > 1 else "train/logit_scale": v for name, v in scales.items()
         }
         figures["train/lr"] = last_lr(trainer)
-        figures["train/grad_norm"] = float(self._grad_norm)
+        figures["train/grad_norm"] = float(module.grad_norm)
         figures["train/samples_per_second"] = samples / elapsed
         figures["train/data_wait"] = mean[-1]
         self._window_start, self._waited, self._window_steps = now, 0.0, 0
@@ -168,9 +161,8 @@ class OffTheClock(Callback):
 
 
 def last_lr(trainer: Trainer) -> float:
-    """The learning rate that the last step trained with."""
-    schedule: Any = trainer.lr_scheduler_configs[0].scheduler
-    return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](max(0, trainer.global_step - 1)))
+    """The learning rate that the last step trained with, of the layers nearest to the output."""
+    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
 
 
 def cut_back(record: Path, step: int) -> None:

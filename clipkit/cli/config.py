@@ -48,13 +48,28 @@ def schema() -> None:
 
 @app.command("list")
 def list_shipped() -> None:
-    """List the configurations that come with clipkit."""
+    """List the configurations that come with clipkit, and whether they were ever run."""
     from clipkit.config import shipped
+    from clipkit.config.catalog import comments, status
 
-    found = shipped()
-    width = max(map(len, found), default=0)
-    for name, path in found.items():
-        typer.echo(f"{name:<{width}}  {_headline(path)}".rstrip())
+    for name, path in shipped().items():
+        about = [next(iter(comments(path)), ""), status(path)]
+        typer.echo("\n".join([name, *(f"  {line}" for line in about if line)]))
+
+
+@app.command("from-open-clip")
+def from_open_clip(
+    command: Annotated[
+        str, typer.Argument(help="The whole command line, in quotes: torchrun ... -m open_clip_train.main ...")
+    ],
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Processes that it starts, where its launcher does not say.")
+    ] = None,
+) -> None:
+    """Print the configuration of a command line of open_clip's trainer, and what has no place in it."""
+    from clipkit.config.from_open_clip import from_open_clip as translate
+
+    typer.echo(str(translate(command, world=world_size)), nl=False)
 
 
 @app.command()
@@ -78,14 +93,3 @@ def copy(
     except OSError as error:
         raise ValueError(f"{target} cannot be written ({error.strerror}); choose another place") from None
     typer.echo(str(target))
-
-
-def _headline(path: Path) -> str:
-    """Return the first line of the comment at the head of a configuration."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.strip()
-        if text.startswith("#") and text.strip("# "):
-            return text.lstrip("# ")
-        if text and not text.startswith("#"):
-            break
-    return ""

@@ -15,7 +15,16 @@ from clipkit.config.data import DataSpec, PackSpec, SourceSpec, StageSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
-from clipkit.config.losses import InfoNCESpec, LossSpec
+from clipkit.config.losses import (
+    DistillationSpec,
+    InfoNCESpec,
+    LossSpec,
+    MutualInformationSpec,
+    SigmoidSpec,
+    SLIPSpec,
+    SogCLRSpec,
+    TripletSpec,
+)
 from clipkit.config.model import ModelSpec, split_model
 from clipkit.config.names import DISTRIBUTION
 from clipkit.config.optim import OptimSpec
@@ -33,6 +42,7 @@ __all__ = [
     "CheckpointSpec",
     "ConfigError",
     "DataSpec",
+    "DistillationSpec",
     "Duration",
     "EvalAugmentSpec",
     "EvaluateSpec",
@@ -41,6 +51,7 @@ __all__ = [
     "LoggingSpec",
     "LossSpec",
     "ModelSpec",
+    "MutualInformationSpec",
     "OpenClipAugmentSpec",
     "OptimSpec",
     "PackSpec",
@@ -48,12 +59,16 @@ __all__ = [
     "Problem",
     "RetrievalSpec",
     "RunConfig",
+    "SLIPSpec",
+    "SigmoidSpec",
+    "SogCLRSpec",
     "SourceSpec",
     "Spec",
     "StageSpec",
     "TaskSpec",
     "TimmAugmentSpec",
     "TrainerSpec",
+    "TripletSpec",
     "WandbSpec",
     "ZeroShotSpec",
     "as_yaml",

@@ -29,6 +29,21 @@ def shipped() -> dict[str, Path]:
     }
 
 
+def comments(path: Path) -> list[str]:
+    """Return the lines of the comment at the head of a configuration, without their marks."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.strip() and not line.startswith("#"):
+            break
+        found.append(line.lstrip("# ").rstrip())
+    return [line for line in found if line]
+
+
+def status(path: Path) -> str:
+    """Return what a configuration says of itself: `run by us (...)`, or `published elsewhere (...), not run`; empty if nothing."""
+    return next((line.removeprefix("status: ") for line in comments(path) if line.startswith("status: ")), "")
+
+
 def find(reference: str | Path, beside: Path | None = None) -> Path | None:
     """Find a configuration: a path first (relative to the folder ``beside``), then a shipped name.
 

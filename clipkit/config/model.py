@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from clipkit.config.base import Spec, Text
+from clipkit.config.base import Name, Spec, Text
+from clipkit.config.units import Count
 
 _SCHEMES = ("hf-hub", "local-dir", "http", "https", "s3", "gs", "file")
 
@@ -25,6 +26,18 @@ def split_model(text: str) -> dict[str, str | None]:
     return {"name": name, "pretrained": tag}
 
 
+def _whole_towers(value: Any) -> Any:
+    """`lock: image` and `lock: [image, text]` lock whole towers."""
+    names = [value] if isinstance(value, str) else value
+    return {name: {} for name in names} if isinstance(names, list) else value
+
+
+class LockSpec(Spec):
+    """How much of a tower stays as it is."""
+
+    unlocked: Count = Field(0, description="Layers nearest to the output that train on; the projection is the first.")
+
+
 class ModelSpec(Spec):
     """The model to train; `NAME` or `NAME:tag` is its short form."""
 
@@ -34,6 +47,18 @@ class ModelSpec(Spec):
     )
     pretrained: Text | None = Field(
         None, description="Weights to start from: an open_clip tag, or a file. Without it a named model starts random."
+    )
+
+    lock: Annotated[
+        dict[Name, LockSpec],
+        BeforeValidator(_whole_towers, json_schema_input_type=str | list[str] | dict[str, LockSpec]),
+    ] = Field(
+        default_factory=dict,
+        description="Towers that do not train (LiT): `image`, a list, or `{image: {unlocked: 2}}`; what is locked runs in "
+        "evaluation, without dropout.",
+    )
+    patch_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the image's patches left out in training (FLIP); transformers only."
     )
 
     @model_validator(mode="before")

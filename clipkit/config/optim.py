@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipkit.config.base import MaybeZeroLength, NotNegative, Positive, Real, Spec
+from clipkit.config.base import MaybeZeroLength, NotNegative, Positive, Real, Share, Spec
 from clipkit.config.units import Duration
 
 Beta = Annotated[Real, Field(ge=0, lt=1)]
@@ -28,5 +28,12 @@ class OptimSpec(Spec):
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="What the learning rate does after the warm-up: fall to zero as a cosine, or stay."
+    )
+    layer_decay: Annotated[Share, Field(gt=0)] = Field(
+        1.0,
+        description="Factor on the learning rate for each layer between a parameter and its tower's output; 1: none.",
+    )
+    ema: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
+        None, description="Decay of a moving average of the weights, kept in the checkpoints; unset: none is kept."
     )
     clip_norm: Positive | None = Field(None, description="Largest norm of the whole gradient; unset: not clipped.")

@@ -11,7 +11,7 @@ from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import DataSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, ZeroShotSpec
 from clipkit.config.logs import LoggingSpec
-from clipkit.config.losses import LossSpec, move_loss
+from clipkit.config.losses import LossSpec, move_loss, paired_fields
 from clipkit.config.model import ModelSpec
 from clipkit.config.optim import OptimSpec
 from clipkit.config.trainer import TrainerSpec
@@ -84,15 +84,14 @@ def _loss_faults(config: RunConfig) -> list[Fault]:
         return [(("losses",), "no loss is given; write `loss: infonce`")]
     faults: list[Fault] = []
     for name, loss in config.losses.items():
-        if loss.pair[0] == loss.pair[1]:
+        pair = paired_fields(loss)
+        if pair and pair[0] == pair[1]:
             faults.append((("losses", name, "pair"), "a field cannot be paired with itself"))
         for kind, sources in (("train", config.data.train), ("val", config.data.val)):
             for source_name, source in sources.items():
-                lacking = [field for field in loss.pair if field not in {*source.fields, *config.data.views}]
+                lacking = [field for field in pair if field not in {*source.fields, *config.data.views}]
                 if lacking:
-                    message = (
-                        f"the loss `{name}` pairs {loss.pair[0]} and {loss.pair[1]}; missing: {', '.join(lacking)}"
-                    )
+                    message = f"the loss `{name}` pairs {' and '.join(pair)}; missing: {', '.join(lacking)}"
                     faults.append((("data", kind, source_name, "fields"), message))
     return faults
 
@@ -134,7 +133,7 @@ def _evaluation_faults(config: RunConfig) -> list[Fault]:
 def _arithmetic_faults(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     trainer, size = config.trainer, config.data.batch_size
-    if trainer.micro_batch is not None and trainer.micro_batch > size:
+    if isinstance(trainer.micro_batch, int) and trainer.micro_batch > size:
         faults.append((("trainer", "micro_batch"), f"is above the whole batch (data.batch_size is {size})"))
     if isinstance(trainer.devices, int) and size % (trainer.devices * trainer.nodes):
         ranks = trainer.devices * trainer.nodes

@@ -41,10 +41,13 @@ class TrainerSpec(Spec):
     precision: Literal["32-true", "bf16-mixed"] = Field(
         "32-true", description="Arithmetic of the towers; the loss is computed in 32 bits in any case."
     )
-    micro_batch: Annotated[Count, Field(ge=1)] | None = Field(
+    micro_batch: Annotated[CountOrAuto, AfterValidator(_at_least_one)] | None = Field(
         None,
-        description="Pairs per rank and tower forward; unset: all at once. Saves memory for about one more forward, "
-        "with the same gradient.",
+        description="Pairs per rank and tower forward; unset: all at once; auto: the largest that the memory holds. Saves "
+        "memory for about one more forward, with the same gradient.",
+    )
+    allow_batchnorm: bool = Field(
+        False, description="Let batch norms, whose statistics are per micro-batch, train in micro-batches all the same."
     )
     compile: bool = Field(False, description="Compile the towers with torch.compile; needs a C++ compiler.")
     deterministic: bool = Field(

@@ -45,7 +45,7 @@ def compare(config_path: str, out: str, steps: int) -> None:
     data = build_data(config, pair, folder=Path(out).parent)
     module = build_module(config, pair, steps=steps, warmup=0, own_losses={}).eval()  # no dropout: masks differ by rank
     group = DistributedDataParallel(_Step(module))
-    optimizer = module.configure_optimizers()["optimizer"]
+    optimizer = module.configure_optimizers()
     gradient = loss = 0.0
     for number, batch in enumerate(data.train_dataloader()):
         if number == steps:

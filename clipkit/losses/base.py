@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,3 +34,18 @@ class Loss(nn.Module):
             A scalar.
         """
         raise NotImplementedError
+
+
+def checked_pair(pair: tuple[str, str]) -> tuple[str, str]:
+    """``pair``, if it names two fields."""
+    if len(pair) != 2 or pair[0] == pair[1]:
+        raise ValueError(f"pair must name two fields, got {pair}")
+    return pair
+
+
+def pooled_of(features: Mapping[str, Any], names: Sequence[str]) -> list[Tensor]:
+    """The embeddings of some fields; an error names the one that no tower makes."""
+    for name in names:
+        if name not in features:
+            raise ValueError(f"a loss reads the field {name!r}, which no tower makes; there are: {', '.join(features)}")
+    return [features[name].pooled for name in names]

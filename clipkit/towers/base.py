@@ -6,7 +6,7 @@ Shapes: B samples, D embedding width, L tokens (patches or words), H hidden widt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +28,32 @@ class Features(NamedTuple):
 
 class Tower(nn.Module):
     """One field of a batch to features. Subclasses implement ``forward``."""
+
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the output; all at the output where a tower says nothing else."""
+        return {name: 0 for name, _ in self.named_parameters()}
+
+    def lock(self, unlocked: int) -> None:
+        """Train only the ``unlocked`` layers nearest to the output; what is locked keeps its batch statistics and drops nothing out."""
+        depths = self.depths()
+        if unlocked > max(depths.values()) + 1:
+            raise ValueError(
+                f"unlocked={unlocked}: the tower has {max(depths.values()) + 1} layers, its projection counted"
+            )
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(depths[name] < unlocked)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but what is locked stays in evaluation."""
+        super().train(mode)
+        for module in self.modules():
+            own = list(module.parameters())
+            if own and not any(parameter.requires_grad for parameter in own):
+                module.training = False
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            super().train(False)
+        return self
 
     def forward(self, x: Tensor) -> Features:
         """Encode the field."""

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.towers.base import Features, Tokenize, Tower, unit
+from clipkit.towers.depth import depths
+from clipkit.towers.model_files import read_config_file, read_weights, refuse_tokenizer_code
 from clipkit.towers.resolution import at_resolution
 
 CONFIG_FILE = "open_clip_config.json"
 _TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
-_TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
 class ImageTower(Tower):
@@ -47,6 +48,30 @@ class ImageTower(Tower):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the projection."""
+        return {f"model.{name}": depth for name, depth in depths(self.model).items()}
+
+    def drop_patches(self, share: float) -> None:
+        """Leave out a share of the patches in training (FLIP, https://arxiv.org/abs/2212.00794).
+
+        Raises:
+            ValueError: If the tower is no transformer over patches that open_clip or timm can drop.
+        """
+        from open_clip.transformer import PatchDropout
+
+        trunk = getattr(self.model, "trunk", None)
+        if hasattr(self.model, "patch_dropout"):
+            self.model.patch_dropout = PatchDropout(share)
+        elif hasattr(trunk, "patch_drop"):
+            from timm.layers.patch_dropout import PatchDropout as TimmPatchDropout
+
+            trunk.patch_drop = TimmPatchDropout(share, num_prefix_tokens=trunk.num_prefix_tokens)  # type: ignore[union-attr]
+        else:
+            raise ValueError(
+                f"model.patch_dropout={share}: {type(trunk or self.model).__name__} has no patches to drop; leave it out"
+            )
 
     def normalise(self, x: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) as the floats that the model was made for."""
@@ -71,6 +96,10 @@ class TextTower(Tower):
         super().__init__()
         self.model = model
         self.pooling = _trimmable(model)
+
+    def depths(self) -> dict[str, int]:
+        """Layers between each parameter and the projection."""
+        return {f"model.{name}": depth for name, depth in depths(self.model).items()}
 
     def lengths(self, x: Tensor) -> list[int] | None:
         """Tokens up to the one that is pooled, or None where pooling depends on padding (SigLIP) or on an added token (CoCa)."""
@@ -139,7 +168,7 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
     """
     path = Path(name)
     if path.suffix == ".json":
-        stored = _read_config_file(path)
+        stored = read_config_file(path)
         return pair_from_config(
             stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained, place=name
         )
@@ -181,7 +210,7 @@ def pair_from_config(
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(stored))
         pair = _create(f"local-dir:{folder}", None, dict(config), place=place)
     if weights is not None:
-        state = _read_weights(weights)
+        state = read_weights(weights)
         load_open_clip_state_dict(pair, state, place=weights)
         scale, bias = state.get("logit_scale"), state.get("logit_bias")
         log_scale = pair.log_scale if scale is None else float(scale)
@@ -241,7 +270,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
     path = Path(name)
     with contextlib.ExitStack() as stack:
         if path.suffix == ".json":
-            stored = _read_config_file(path)
+            stored = read_config_file(path)
             path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             (path / CONFIG_FILE).write_text(json.dumps(stored))
         if (path / CONFIG_FILE).is_file():
@@ -254,7 +283,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
             config, place = open_clip.get_model_config(name.replace("/", "-")), name
         if config is None:
             raise ValueError(_unknown_model(name, open_clip.list_models()))
-        _refuse_tokenizer_code(name, config)
+        refuse_tokenizer_code(name, config)
         try:
             with _quiet():
                 tokenize = open_clip.get_tokenizer(place)
@@ -298,7 +327,7 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place:
         raise ValueError(f"model {place!r}: pretrained weights {pretrained!r} are no tag of it and no file; {tags}")
     if "multimodal_cfg" in config:
         raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
-    _refuse_tokenizer_code(place, config)
+    refuse_tokenizer_code(place, config)
     try:
         with _quiet():
             model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
@@ -313,18 +342,6 @@ def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place:
     )
 
 
-def _refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:
-    """A configuration may come from a stranger, and open_clip hands ``tokenizer_kwargs`` on: ``trust_remote_code`` would run their code."""
-    text = config.get("text_cfg")
-    options = (text.get("tokenizer_kwargs") if isinstance(text, Mapping) else None) or {}
-    unknown = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, Mapping) else [str(options)]
-    if unknown:
-        raise ValueError(
-            f"{name}: text_cfg.tokenizer_kwargs holds {', '.join(unknown)}, which is not taken from a configuration; "
-            f"allowed: {', '.join(sorted(_TOKENIZER_OPTIONS))}"
-        )
-
-
 def _trimmable(model: nn.Module) -> str | None:
     """How the end of a text is found where cutting after it is exact, else None."""
     if type(model).__name__ == "HFTextEncoder":
@@ -333,37 +350,6 @@ def _trimmable(model: nn.Module) -> str | None:
     pool = getattr(model, "pool_type", None)
     plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
     return pool if plain and pool in ("argmax", "eos") else None
-
-
-def _read_config_file(path: Path) -> dict[str, Any]:
-    """A file as ``open_clip_config.json`` (``model_cfg``, ``preprocess_cfg``), or as open_clip ships them (``model_cfg`` alone)."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; give an open_clip name, a JSON model configuration, a run or an exported folder"
-        )
-    try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    stored = config if isinstance(config, dict) and "model_cfg" in config else {"model_cfg": config}
-    model = stored["model_cfg"]
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(model if isinstance(model, dict) else ())
-    if missing:
-        raise ValueError(f"{path} is no open_clip model configuration: {', '.join(sorted(missing))} missing")
-    return stored
-
-
-def _read_weights(path: str) -> dict[str, Tensor]:
-    """Weights of a safetensors or ``.pt`` file, without the prefixes that DDP and compile leave."""
-    if not Path(path).is_file():
-        raise ValueError(f"the file of weights {path} does not exist")
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    state = stored.get("state_dict", stored)
-    return {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
 
 
 def _unknown_model(name: str, known: list[str]) -> str:

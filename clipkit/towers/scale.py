@@ -30,6 +30,11 @@ class LogitScale(nn.Module):
         """The scale, a positive scalar, already exponentiated."""
         return self.log_scale.exp()
 
+    def start_bias(self, value: float) -> None:
+        """Give it a bias that starts at ``value``, unless it has one."""
+        if self.bias is None:
+            self.bias = nn.Parameter(torch.tensor(float(value)))
+
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep the scale in [1, 100], as CLIP does, after the optimiser's step."""

@@ -1,11 +1,13 @@
 """All towers of a model: each field once, whole or in micro-batches.
 
-With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice: activations of one slice live at a time, and the
-gradient is that of the whole batch, because there is still one loss and one backward.
+Texts whose needed lengths are known go through in a few parts of like length, each cut to its own longest: the features stay the same,
+and most of the padding is never computed. With micro-batches the whole tower runs under a non-reentrant checkpoint for each slice:
+activations of one slice live at a time, and the gradient is that of the whole batch, because there is still one loss and one backward.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from clipkit.towers.base import Features, Tower
 
+_MOST_PARTS, _FEWEST_ROWS = 4, 8
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _VIEW = re.compile(r"_view[0-9]+$")
 
 
@@ -74,31 +78,62 @@ class Towers(nn.Module):
 
     def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
         tower = self.tower_of(field)
-        slices = list(_slices(len(x), self.micro_batch, lengths))
+        size = self.micro_batch if not self._whole(len(x)) else _part_size(len(x), lengths)
+        slices = list(_slices(len(x), size, lengths))
         if len(slices) == 1:
             features: Features = tower(_trim(x, lengths, slices[0]))
             return features
         parts: list[Features] = []
         for rows in slices:
             contiguous = x[rows[0] : rows[-1] + 1] if lengths is None else x[torch.tensor(rows, device=x.device)]
-            parts.append(self._checkpointed(tower, _trim(contiguous, lengths, rows)))
+            chunk = _trim(contiguous, lengths, rows)
+            parts.append(tower(chunk) if self._whole(len(x)) else self._checkpointed(tower, chunk))
         pooled = torch.cat([part.pooled for part in parts])
         if lengths is not None:  # back to the batch's order
             order = torch.tensor([row for rows in slices for row in rows], device=x.device)
             pooled = torch.empty_like(pooled).index_copy(0, order, pooled)
         return Features(pooled)
 
+    def _whole(self, rows: int) -> bool:
+        """Whether a batch of so many rows stays in memory at once."""
+        return self.micro_batch is None or self.micro_batch >= rows
+
     @staticmethod
     def _checkpointed(tower: Tower, chunk: Tensor) -> Features:
         if not torch.is_grad_enabled() or not any(p.requires_grad for p in tower.parameters()):
             return tower(chunk)  # type: ignore[no-any-return]
-        return checkpoint(tower, chunk, use_reentrant=False, preserve_rng_state=True)  # type: ignore[no-any-return]
+        return checkpoint(  # type: ignore[no-any-return]
+            tower,
+            chunk,
+            use_reentrant=False,
+            preserve_rng_state=True,
+            context_fn=lambda: (contextlib.nullcontext(), _still(tower)),
+        )
+
+
+@contextlib.contextmanager
+def _still(tower: nn.Module) -> Iterator[None]:
+    """Inside, batch norms learn nothing: the forward that backward repeats would move their running statistics twice."""
+    norms = [module for module in tower.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, buffers in zip(norms, before, strict=True):
+                for name, value in buffers.items():
+                    norm.get_buffer(name).copy_(value)
 
 
 def batchnorm_names(module: nn.Module) -> list[str]:
     """Names of trainable batch norms, whose statistics no micro-batching or data parallelism keeps exact."""
-    kinds = (nn.modules.batchnorm._BatchNorm,)
-    return [name for name, child in module.named_modules() if isinstance(child, kinds) and child.training]
+    return [name for name, child in module.named_modules() if isinstance(child, _NORMS) and child.training]
+
+
+def _part_size(rows: int, lengths: Sequence[int] | None) -> int | None:
+    """Rows of each of a few parts of like length; as many parts on every rank, whatever its lengths are."""
+    parts = 1 if lengths is None else min(_MOST_PARTS, rows // _FEWEST_ROWS)
+    return -(-rows // parts) if parts > 1 else None
 
 
 def _slices(rows: int, size: int | None, lengths: Sequence[int] | None) -> Iterator[list[int]]:

@@ -14,7 +14,15 @@ SCRIPTS = sorted(
     for path in (ROOT / "benchmarks").glob("*.py")
     if path.stem not in ("common", "photos", "__main__", "__init__")
 )
-LONG = ("decode", "loader", "resume", "tar_read")  # they make photographs first
+LONG = (
+    "decode",
+    "loader",
+    "loss_memory",
+    "micro_batch",
+    "resume",
+    "step",
+    "tar_read",
+)  # photographs, gigabytes, or large models
 BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 
 

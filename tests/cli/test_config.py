@@ -77,7 +77,7 @@ def test_schema(call):
 
 
 def test_list(call):
-    assert call("list").stdout == "other\ntiny   A small one.\n"
+    assert call("list").stdout == "other\ntiny\n  A small one.\n"
 
 
 def test_copy_overwrites_nothing(call, tmp_path):

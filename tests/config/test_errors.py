@@ -26,10 +26,10 @@ def test_all_at_once_from_every_layer(folder, report):
         "exp.yaml:3:3: trainer.length = 500: a bare number has no unit; write a number with a unit, such as "
         "'128M samples', '30 epochs', '500 steps' or '2h'",
         "exp.yaml:4:3: trainer.precison = 'bf16-mixed': unknown key; did you mean 'precision'?",
-        "    allowed: accelerator, compile, deterministic, devices, length, lightning, micro_batch, nodes, precision",
+        "    allowed: accelerator, allow_batchnorm, compile, deterministic, devices, length, lightning, micro_batch, nodes, precision",
         "low.yaml:4:3: data.batch_size = 0: must be greater than or equal to 1",
         "low.yaml:7:9: optim.lrr = 1: unknown key; did you mean 'lr'?",
-        "    allowed: betas, clip_norm, eps, lr, schedule, warmup, weight_decay",
+        "    allowed: betas, clip_norm, ema, eps, layer_decay, lr, schedule, warmup, weight_decay",
     ]
 
 
@@ -44,6 +44,7 @@ def test_the_head_counts(folder):
 
 COUNT = "expected a count such as 4096, 2_000, 1e5, 10M or 32Ki (k = 1,000, Ki = 1,024)"
 LIGHT = "allowed: benchmark, detect_anomaly, enable_autolog_hparams, enable_model_summary, enable_progress_bar, "
+LOSSES = "infonce, sigmoid, distillation, triplet, mutual_information, slip, sogclr"
 ONE_FAULT = {
     "optim.schedule=cosin": [
         "optim.schedule = 'cosin': not one of the choices; did you mean 'cosine'?",
@@ -93,8 +94,8 @@ ONE_FAULT = {
     ],
     "data.augment.scale=[0.5, 2]": ["data.augment.scale.1 = 2: must be less than or equal to 1"],
     "loss.weight=-2": ["loss.weight = -2: must be greater than 0"],
-    "loss.kind=clip": ["loss.kind = 'clip': not one of the choices", "    allowed: infonce"],
-    "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", "    allowed: infonce"],
+    "loss.kind=softmax": ["loss.kind = 'softmax': not one of the choices", f"    allowed: {LOSSES}"],
+    "losses={a: {weight: 2}}": ["losses.a.kind: missing: Which loss this is.", f"    allowed: {LOSSES}"],
     "losses={}": ["losses: must not be empty"],
     "losses.infonce.pair=[image, image]": [
         "losses.infonce.pair = ['image', 'image']: a field cannot be paired with itself"
@@ -118,7 +119,7 @@ ONE_FAULT = {
     ],
     "model.pretraned=x": [
         "model.pretraned = 'x': unknown key; did you mean 'pretrained'?",
-        "    allowed: name, pretrained",
+        "    allowed: lock, name, patch_dropout, pretrained",
     ],
     "seed.x=1": ["seed: must be a whole number"],
     "base=other.yaml": ["base: `base` is read from the file only"],

@@ -5,27 +5,59 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from clipkit import distributed
+from clipkit.losses.distillation import Distillation
 from clipkit.losses.infonce import InfoNCE
+from clipkit.losses.mutual_information import MutualInformation
+from clipkit.losses.ring import Ring
+from clipkit.losses.sigmoid import Sigmoid
+from clipkit.losses.slip import SLIP
+from clipkit.losses.sogclr import SogCLR
+from clipkit.losses.triplet import Triplet
 from clipkit.towers.base import Features
 from clipkit.towers.scale import LogitScale
 
+PREFIXES = {3: 0.5, 8: 1.0}
+LOSSES = {
+    "infonce": lambda t: InfoNCE(t.forward, tile=5),
+    "infonce_positives": lambda t: InfoNCE(t.forward, duplicates="positives", tile=5),
+    "infonce_ignore": lambda t: InfoNCE(t.forward, duplicates="ignore", label_smoothing=0.1, tile=5),
+    "infonce_one_sided": lambda t: InfoNCE(t.forward, sides="second", tile=5),
+    "infonce_prefixes_ring": lambda t: InfoNCE(
+        t.forward, prefixes=PREFIXES, duplicates="positives", exchange=Ring(), tile=5
+    ),
+    "sigmoid": lambda t: Sigmoid(t.forward, lambda: t.bias, tile=5),
+    "sigmoid_ring": lambda t: Sigmoid(t.forward, lambda: t.bias, prefixes=PREFIXES, exchange=Ring(), tile=5),
+    "distillation": lambda t: Distillation(t.forward, teacher_scale=50.0, tile=5),
+    "distillation_ring": lambda t: Distillation(t.forward, prefixes=PREFIXES, exchange=Ring(), tile=5),
+    "triplet": lambda t: Triplet(),
+    "infonce_bound": lambda t: MutualInformation(t.forward, bound="infonce"),
+    "dv": lambda t: MutualInformation(t.forward, bound="dv"),
+    "smile": lambda t: MutualInformation(t.forward, bound="smile", clip=2.0),
+    "slip": lambda t: SLIP(8, views=("image", "text"), hidden=16, out=6),
+    "sogclr": lambda t: SogCLR(t.forward, 64, gamma=0.4, eps=1e-3),
+}
+STEPS = {"sogclr": 2}
+"""Losses with a memory take a second step."""
+
 
 class Pair(torch.nn.Module):
-    """Two linear towers, their temperature and the loss."""
+    """Two linear towers, their temperature and one loss."""
 
-    def __init__(self, duplicates, log_scale):
+    def __init__(self, name, log_scale):
         super().__init__()
         torch.manual_seed(0)
         self.image, self.text = torch.nn.Linear(12, 8), torch.nn.Linear(12, 8)
-        self.scale = LogitScale(log_scale)
-        self.loss = [InfoNCE(self.scale.forward, duplicates=duplicates, tile=5)]
+        self.scale = LogitScale(log_scale, bias=-2.0 if name.startswith("sigmoid") else None)
+        if name in ("triplet", "slip"):  # they know no temperature, and DDP waits for a gradient of all that train
+            self.scale.requires_grad_(False)
+        self.loss = LOSSES[name](self.scale)
 
     def forward(self, x, y, batch):
         features = {
             "image": Features(F.normalize(self.image(x), dim=1)),
             "text": Features(F.normalize(self.text(y), dim=1)),
         }
-        return self.loss[0](features, batch)
+        return self.loss(features, batch)
 
 
 def data(rows, dtype):
@@ -35,23 +67,33 @@ def data(rows, dtype):
     return x, y, label
 
 
-def loss_and_gradients(model, x, y, label, start):
-    batch = {"id": torch.arange(start, start + len(x)), "label": label}
-    loss = model(x, y, batch)
-    loss.backward()
+def loss_and_gradients(model, x, y, label, start, steps=1):
+    """The last of some steps, each on the inputs turned round."""
+    for step in range(steps):
+        model.zero_grad()
+        batch = {"id": torch.arange(start, start + len(x)), "label": label}
+        batch |= {"teacher_image": x[:, :5].float(), "teacher_text": y[:, :5].float()}
+        loss = model(x * (-1) ** step, y, batch)
+        loss.backward()
     return loss.detach()
 
 
-def infonce_under_ddp(sizes, duplicates, log_scale, dtype_name):
+def under_ddp(name, sizes, log_scale, dtype_name):
     """This world's loss and gradients, averaged over ranks as DDP does."""
     dtype = getattr(torch, dtype_name)
     x, y, label = data(sum(sizes), dtype)
     start = sum(sizes[: distributed.rank()])
     mine = slice(start, start + sizes[distributed.rank()])
-    model = DistributedDataParallel(Pair(duplicates, log_scale).to(dtype))
-    loss = loss_and_gradients(model, x[mine], y[mine], label[mine], start)
+    model = DistributedDataParallel(Pair(name, log_scale).to(dtype))
+    loss = loss_and_gradients(model, x[mine], y[mine], label[mine], start, STEPS.get(name, 1))
     mean = distributed.all_reduce_(loss.clone()) / distributed.world_size()
-    return mean.item(), {name: p.grad.tolist() for name, p in model.module.named_parameters()}
+    named = model.module.named_parameters()
+    return mean.item(), {name: p.grad.tolist() for name, p in named if p.requires_grad}
+
+
+def all_under_ddp(names, sizes, log_scale, dtype_name):
+    """Several losses in one job."""
+    return {name: under_ddp(name, sizes, log_scale, dtype_name) for name in names}
 
 
 def collectives():

@@ -131,10 +131,10 @@ def test_a_hostile_tokenizer_in_a_model_folder_does_not_run(tmp_path):
 
 
 def test_the_tokenizer_options_of_open_clip_s_own_models_are_allowed():
-    from clipkit.towers.open_clip import _refuse_tokenizer_code
+    from clipkit.towers.model_files import refuse_tokenizer_code
 
     for name in open_clip.list_models():
-        _refuse_tokenizer_code(name, open_clip.get_model_config(name))
+        refuse_tokenizer_code(name, open_clip.get_model_config(name))
 
 
 def test_what_is_wrong_with_a_file_names_the_file(tmp_path):

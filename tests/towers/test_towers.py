@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipkit.towers.base import Features, Tower
+from clipkit.towers.base import Features, Tower, unit
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
 
@@ -90,6 +92,33 @@ def test_the_scale_is_exponentiated_and_stays_between_1_and_100():
         scale.log_scale.data.fill_(value)
         scale.clamp_()
         assert scale().item() == pytest.approx(want)
+
+
+class Normed(Tower):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+
+    def forward(self, x):
+        return Features(unit(self.layers(x)))
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_batch_norms_in_micro_batches_learn_once_a_step(tracked):
+    torch.manual_seed(0)
+    once = Normed()
+    if not tracked:
+        once.layers[1] = torch.nn.BatchNorm2d(4, track_running_stats=False)
+    twice = copy.deepcopy(once)
+    images = torch.rand(6, 3, 2, 2)
+    parts = torch.cat([once(part).pooled for part in images.split(2)])  # the same micro-batches without a checkpoint
+    parts.square().cos().sum().backward()
+    features = Towers({"image": twice}, micro_batch=2)({"image": images})["image"].pooled
+    assert torch.equal(features, parts)
+    features.square().cos().sum().backward()
+    assert {n: b.tolist() for n, b in twice.named_buffers()} == {n: b.tolist() for n, b in once.named_buffers()}
+    for (name, mine), (_, theirs) in zip(twice.named_parameters(), once.named_parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, atol=1e-6), name
 
 
 def test_views_share_the_tower_of_their_field():

@@ -1,0 +1,161 @@
+"""A whole training step, forward to optimiser: clipkit's against open_clip's, in pairs a second, and what each measure wins.
+
+Both train the same architecture from random weights on the same batch, in turn, in one process: uint8 images and captions of lognormal length
+(mean 14 words' tokens, sigma 0.5, cut at 77). The peer is open_clip's own model, ``ClipLoss`` and AdamW in the few lines of its training
+loop, rebuilt here; its images arrive normalised. A share is what the rate loses when that measure alone is switched off.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import open_clip
+import torch
+from common import figure, finish, quick
+from torch import Tensor
+
+from clipkit.losses.infonce import InfoNCE
+from clipkit.module import CLIPModule
+from clipkit.optim import Optim
+from clipkit.towers.open_clip import build_pair
+from clipkit.towers.scale import LogitScale
+from clipkit.towers.towers import Towers
+
+CONTEXT, MEAN, SIGMA = 77, 14, 0.5
+Step = Callable[[], Any]
+
+
+def captions(pairs: int, vocabulary: int, seed: int = 0) -> Tensor:
+    """Tokens (B, 77) of lognormal length, start and end included."""
+    generator = torch.Generator().manual_seed(seed)
+    location = math.log(MEAN) - SIGMA**2 / 2
+    drawn = torch.exp(location + SIGMA * torch.randn(pairs, generator=generator)).round().long().clamp(3, CONTEXT)
+    tokens = torch.randint(1, vocabulary - 2, (pairs, CONTEXT), generator=generator)
+    places = torch.arange(CONTEXT)[None]
+    tokens[places >= drawn[:, None]] = 0
+    tokens[:, 0] = vocabulary - 2
+    tokens[torch.arange(pairs), drawn - 1] = vocabulary - 1
+    return tokens
+
+
+def open_clip_step(name: str, images: Tensor, tokens: Tensor) -> Step:
+    """open_clip's model, loss and optimiser, as its trainer puts them together."""
+    model = open_clip.create_model(name, output_dict=True).train()
+    loss = open_clip.ClipLoss()
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": others, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.2}]
+    optimizer = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    ready = images.float() / 255
+
+    def step() -> None:
+        optimizer.zero_grad()
+        out = model(ready, tokens)
+        loss(out["image_features"], out["text_features"], out["logit_scale"]).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+
+    return step
+
+
+def clipkit_step(
+    name: str, images: Tensor, tokens: Tensor, *, trimmed: bool = True, parts: bool = True, fused: bool = True
+) -> Step:
+    """Clipkit's module and optimiser; switched off one by one: trimming, parts of like length, the fused optimiser."""
+    pair = build_pair(name)
+    scale = LogitScale(pair.log_scale, None)
+    towers = Towers({"image": pair.image, "text": pair.text})
+    optim = Optim(lr=5e-4, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6, warmup=0, schedule="cosine", steps=10**6)
+    module = CLIPModule(
+        towers=towers,
+        losses={"infonce": InfoNCE(scale.forward)},
+        weights={"infonce": 1.0},
+        scales={"image_text": scale},
+        optim=optim,
+        seed=0,
+    ).train()
+    optimizer: Any = module.configure_optimizers()
+    if not fused:
+        optimizer = _unfused(optimizer)
+    numbers = torch.arange(len(images))
+    batch = {"image": images, "text": tokens, "key": [""] * len(images), "id": numbers, "position": 0}
+    batch["content"] = {"image": numbers, "text": numbers}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        lengths = towers.lengths(batch)
+        if not parts:  # one part, cut to the longest
+            lengths = {field: [max(found)] * len(found) for field, found in lengths.items()}
+        loss = module.training_step(batch | {"lengths": lengths if trimmed else {}}, 0)
+        loss.backward()
+        module.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        module.guard.take(1)
+
+    return step
+
+
+def _unfused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The same groups under AdamW as it is by default."""
+    groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
+    return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+
+
+def seconds(step: Step) -> float:
+    """Of one step."""
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
+def compare(steps: dict[str, Step], repetitions: int) -> dict[str, list[float]]:
+    """Seconds of each, in turn, after one step of each that is not counted."""
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repetitions):
+        for name, step in steps.items():
+            times[name].append(seconds(step))
+    return times
+
+
+def measure(name: str, pairs: int, repetitions: int, shares: bool) -> dict[str, dict[str, float]]:
+    """Figures of one architecture."""
+    size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+    vocabulary = open_clip.get_model_config(name)["text_cfg"]["vocab_size"]
+    images = torch.randint(
+        0, 256, (pairs, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    tokens = captions(pairs, vocabulary)
+    steps = {"open_clip": open_clip_step(name, images, tokens), "clipkit": clipkit_step(name, images, tokens)}
+    without = {"trimming": {"trimmed": False}, "parts": {"parts": False}, "fused": {"fused": False}}
+    if shares:
+        steps |= {key: clipkit_step(name, images, tokens, **off) for key, off in without.items()}
+    times = compare(steps, repetitions)
+    ratios = [theirs / ours for theirs, ours in zip(times["open_clip"], times["clipkit"], strict=True)]
+    middle = {key: statistics.median(found) for key, found in times.items()}
+    figures = {"rate_ratio": figure(ratios, value=middle["open_clip"] / middle["clipkit"])}
+    figures |= {f"{key}_pairs_per_second": figure([pairs / t for t in times[key]]) for key in ("open_clip", "clipkit")}
+    if shares:
+        figures |= {f"share_{key}": figure([1 - middle["clipkit"] / middle[key]]) for key in without}
+    return figures
+
+
+def main() -> int:
+    """ViT-B-32 at batch 64, 7 steps, B-16 and L-14 beside it (``--quick``: ViT-B-32 at batch 8 alone, 5 steps, without the shares)."""
+    short = quick(__doc__ or "")
+    figures = measure("ViT-B-32", 8 if short else 64, 5 if short else 7, shares=not short)
+    if not short:
+        for name, key in (("ViT-B-16", "b16"), ("ViT-L-14", "l14")):
+            figures[f"rate_ratio_{key}"] = measure(name, 16, 3, shares=False)["rate_ratio"]
+    return finish("step", peer=f"open_clip {open_clip.__version__}'s model, ClipLoss and loop", figures=figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

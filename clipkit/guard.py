@@ -1,0 +1,101 @@
+"""Non-finite numbers never reach the weights, and no step waits to hear of them.
+
+The flag stays on the device: the gradient's norm, which all ranks share after their all-reduce, tells fused AdamW (``found_inf``) to leave
+weights, moments and learning rate as they are. Which rank and which samples brought it is kept beside it and read when a window is logged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipkit import distributed
+from clipkit.towers.base import Features
+
+_NAMED = 8
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What a window's skipped steps were about.
+
+    Args:
+        steps: How many were skipped.
+        first: The first of them, counted from 1.
+        culprits: Per rank that had non-finite features in a step: rank, step, field, keys of the first samples.
+    """
+
+    steps: int
+    first: int
+    culprits: list[tuple[int, int, str, list[str]]]
+
+    def __str__(self) -> str:
+        some = [
+            f"rank {rank}, step {step}: {field} features of {', '.join(keys)}"
+            for rank, step, field, keys in self.culprits
+        ]
+        whence = "; ".join(some) if some else "features were finite on every rank, so it arose in the backward pass"
+        many = f"{self.steps} steps were" if self.steps > 1 else "1 step was"
+        return f"{many} skipped for a gradient that is not finite (the first: step {self.first}); {whence}"
+
+
+class Guard:
+    """Watches features and gradients.
+
+    Args:
+        fields: Fields whose features are watched.
+    """
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        self.fields = list(fields)
+        self.flag = torch.zeros(())
+        """1 if the last step was skipped, else 0; on the device."""
+        self._keys: list[list[str]] = []
+        self._rows: list[dict[str, Tensor]] = []
+        self._flags: list[Tensor] = []
+
+    def see(self, features: Mapping[str, Features], keys: Sequence[str]) -> None:
+        """Note which rows of a step's features (B, D) are not finite; nothing is read back."""
+        with torch.no_grad():
+            self._rows.append(
+                {name: ~features[name].pooled.sum(1).isfinite() for name in self.fields if name in features}
+            )
+        self._keys.append(list(keys))
+
+    def hold(self, optimizer: Any, norm: Tensor) -> None:
+        """Let the optimiser skip its update on the device unless the gradient's norm is finite.
+
+        Args:
+            optimizer: A fused one.
+            norm: Of the whole gradient, equal on every rank, a scalar.
+        """
+        self.flag = (~norm.isfinite()).float()
+        optimizer.found_inf = self.flag
+        self._flags.append(self.flag)
+
+    def take(self, step: int) -> Skipped | None:
+        """What was skipped since the last call; all ranks call it together at the end of a window. Waits for the device.
+
+        Args:
+            step: The last step, counted from 1.
+        """
+        flags, keys, rows = self._flags, self._keys, self._rows
+        self._flags, self._keys, self._rows = [], [], []
+        if not flags:
+            return None
+        skipped = torch.stack(flags).nonzero()[:, 0].tolist()
+        if not skipped:
+            return None
+        start = step - len(flags) + 1
+        here: list[Any] = []
+        for number in skipped:
+            for field, bad in rows[number].items() if number < len(rows) else ():
+                named = [keys[number][row] for row in bad.nonzero()[:_NAMED, 0].tolist()]
+                if named:
+                    here.append((distributed.rank(), start + number, field, named))
+        found = [tuple(item) for part in distributed.gather_json(here[:_NAMED]) for item in part]
+        return Skipped(len(skipped), start + skipped[0], found)
