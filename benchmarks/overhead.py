@@ -52,6 +52,7 @@ class InMemory(LightningDataModule):
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.steps = self.batches = steps
+        self.earlier: list[Any] = []
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(1, WORDS - 1, (PAIRS, CONTEXT), generator=generator)
         tokens[:, -1] = WORDS - 1  # the end of the text, at the end: nothing is trimmed, both compute the same
@@ -63,6 +64,7 @@ class InMemory(LightningDataModule):
             "content": {"image": numbers, "text": numbers},
             "key": [f"{number:05d}" for number in range(PAIRS)],
             "bad": [],
+            "noted": [],
         }
 
     def train_dataloader(self) -> InMemory:

@@ -71,6 +71,7 @@ def fit(
         RuntimeError: If ranks that were started failed.
     """
     from clipkit import distributed
+    from clipkit.allowed import Allowed
     from clipkit.hardware import devices_here
     from clipkit.launch import ranks_wanted, start_ranks
     from clipkit.packing import pack_loose
@@ -82,27 +83,15 @@ def fit(
     loaded = config if isinstance(config, RunConfig) else load_config(config, overrides)
     folder = Path(loaded.run) if loaded.run else default_folder("run" if isinstance(config, RunConfig) else config)
     ranks = ranks_wanted(loaded, devices_here(loaded))
+    allowed = Allowed(mismatch=allow_mismatch, pipe=allow_pipe)
     loaded = pack_loose(loaded)
     if distributed.launched() or ranks[0] == 1:
         module = load_plugin(plugin) if plugin else None
-        return train(
-            loaded,
-            folder,
-            ranks=ranks,
-            resume=resume,
-            own_losses=losses,
-            plugin=module,
-            allow_mismatch=allow_mismatch,
-            allow_pipe=allow_pipe,
-        )
+        return train(loaded, folder, ranks=ranks, resume=resume, own_losses=losses, plugin=module, allowed=allowed)
     if losses:
-        raise ValueError(
-            "own losses cannot be sent to fresh ranks; start the script with torchrun, or set trainer.devices=1"
-        )
+        raise ValueError(f"own losses cannot be sent to {ranks[0]} fresh ranks; use torchrun, or set trainer.devices=1")
     told = loaded.model_copy(update={"run": str(folder)})
-    end = start_ranks(
-        told, ranks=ranks[0], resume=resume, plugin=plugin, allow_mismatch=allow_mismatch, allow_pipe=allow_pipe
-    )
+    end = start_ranks(told, ranks=ranks[0], resume=resume, plugin=plugin, allowed=allowed)
     return _outcome_of_ranks(folder, *end)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from clipkit import distributed
+from clipkit.allowed import Allowed
 from clipkit.config import RunConfig, write_config
 
 OUTCOME = "CLIPKIT_OUTCOME"
@@ -66,8 +67,7 @@ def start_ranks(
     ranks: int,
     resume: str,
     plugin: str | None,
-    allow_mismatch: bool = False,
-    allow_pipe: bool = False,
+    allowed: Allowed,
 ) -> tuple[int, str]:
     """Run ``config`` on ``ranks`` fresh processes of this machine and wait for them.
 
@@ -82,8 +82,7 @@ def start_ranks(
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["-m", "clipkit", "fit", str(resolved), "--resume", resume]
         command += ["--plugin", plugin] if plugin else []
-        command += ["--allow-mismatch"] if allow_mismatch else []
-        command += ["--allow-pipe"] if allow_pipe else []
+        command += allowed.flags()
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:

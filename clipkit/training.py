@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from clipkit import distributed
+from clipkit.allowed import Allowed
 from clipkit.building import (
     LossFactory,
     build_data,
@@ -81,11 +82,10 @@ def train(
     folder: Path,
     *,
     ranks: tuple[int, int],
+    allowed: Allowed,
     resume: str = "auto",
     own_losses: Mapping[str, LossFactory] | None = None,
     plugin: Plugin | None = None,
-    allow_mismatch: bool = False,
-    allow_pipe: bool = False,
 ) -> Outcome:
     """Train on this rank, from the newest checkpoint of the folder or from the start.
 
@@ -96,8 +96,7 @@ def train(
         resume: ``auto``, ``never``, or a checkpoint folder.
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
-        allow_mismatch: Whether to go on from a checkpoint of other data or another seed, at the beginning of these.
-        allow_pipe: Whether a ``pipe:`` among the shards may run its program.
+        allowed: What the user allows beyond the configuration.
 
     Raises:
         ValueError: If the folder, the data or the model do not fit the configuration.
@@ -108,7 +107,7 @@ def train(
     agreement.listen()
     try:
         losses = dict(own_losses or {})
-        asked = _Request(config, folder, ranks, resume, losses, plugin, allow_mismatch, allow_pipe)
+        asked = _Request(config, folder, ranks, resume, losses, plugin, allowed)
         return _train(asked, agreement)
     finally:
         agreement.release()
@@ -124,22 +123,23 @@ class _Request:
     resume: str
     own_losses: Mapping[str, LossFactory]
     plugin: Plugin | None
-    allow_mismatch: bool
-    allow_pipe: bool
+    allowed: Allowed
 
 
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
     config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
     gpu = uses_gpu(config)
-    prepare_data(config, allow_pipe=asked.allow_pipe)  # may take long: ranks that are in a group already would time out
+    prepare_data(
+        config, allow_pipe=asked.allowed.pipe
+    )  # may take long: ranks that are in a group already would time out
     distributed.init(world, gpu=gpu)
     if config.data.batch_size % world:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
             f"take {config.data.batch_size // world * world or world} or {-(-config.data.batch_size // world) * world}"
         )
-    allow, changed = asked.allow_mismatch, list[str]()
+    allow, changed = asked.allowed.mismatch, list[str]()
     distributed.on_rank_0(
         lambda: changed.extend(check_folder(folder, config, fresh=resume == "never", allow_mismatch=allow))
     )
@@ -153,7 +153,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     pair = build_model(config)
-    data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allow_pipe)
+    data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allowed.pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
     run = _Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)

@@ -18,6 +18,7 @@ FLOORS = (
     (
         "3b",
         {
+            "allowed",
             "hardware",
             "micro_batch",
             "quiet",
@@ -45,11 +46,13 @@ LEANS_ON = {  # within a floor: who may import whom
     "building": {"micro_batch", "module", "callbacks", "staging"},
     "packing": {"building", "callbacks"},
     "plugins": {"building"},
+    "launch": {"allowed"},
     "mismatch": {"callbacks", "run_folder"},
     "training": {
         "module",
         "callbacks",
         "building",
+        "allowed",
         "hardware",
         "plugins",
         "quiet",

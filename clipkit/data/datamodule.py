@@ -103,17 +103,14 @@ class ShardDataModule(LightningDataModule):
         self.allow_mismatch = allow_mismatch
         self.position = 0
         self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
-        remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
-        self.node_cache = (node_cache or remote_cache(cache)) if remote else None
+        self.node_cache = self._cache_of_remote(node_cache)
         self._look_ahead: LookAhead | None = None
         self._loaders: list[DataLoader[Batch]] = []
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
-        ends = [end if isinstance(end, int) else end(batch_size, self.plan.epoch_samples) for end, _ in stages]
-        names = [stage.name for stage in self.stages[:-1]]
-        self.stage_at = Schedule(list(zip(names, ends, strict=True)), batch_size=batch_size, length=self.length)
+        self.stage_at = self._schedule([end for end, _ in stages])
         self.dataset = self.dataset_class(
             sources=self.train,
             catalogues=self.catalogues,
@@ -125,23 +122,31 @@ class ShardDataModule(LightningDataModule):
         )
         self._check_train()
         self.dataset.reader.close()  # workers open their own
-        local = distributed.launcher_world()[0] if distributed.launched() else self.world
-        first = self.rank // local * local
-        self._node = NodeOrder(
-            self.plan,
-            self.catalogues,
-            batch_size=batch_size,
-            ranks=range(first, first + local),
-            world=self.world,
-        )
+        self._node = self._node_order()
         if self.node_cache is not None:
             check_budget(self._node, self.node_cache, batches=2 * workers + 2)  # what the workers have in hand
         self._trace = None if trace is None else Trace(trace, self.rank)
-        self._bad_before: Counts = {}  # of all ranks, from the checkpoint
-        self._bad_here: Counts = {}  # of this rank, since then
-        self._noted_before: Counts = {}  # the same of what was approximated
-        self._noted_here: Counts = {}
+        self._bad_before, self._noted_before = dict[str, Any](), dict[str, Any]()  # of all ranks, from the checkpoint
+        self._bad_here, self._noted_here = dict[str, Any](), dict[str, Any]()  # of this rank, since then
         self._val_loader: DataLoader[Batch] | None = None
+
+    def _cache_of_remote(self, given: NodeCache | None) -> NodeCache | None:
+        """Where remote shards are kept, if there are any."""
+        remote = any(is_remote(path) for source in (*self.train, *self.val) for path in source.shards)
+        return (given or remote_cache(self.cache)) if remote else None
+
+    def _schedule(self, ends: Sequence[Ends]) -> Schedule:
+        """Which stage a batch is in."""
+        found = [end if isinstance(end, int) else end(self.batch_size, self.plan.epoch_samples) for end in ends]
+        names = [stage.name for stage in self.stages[:-1]]
+        return Schedule(list(zip(names, found, strict=True)), batch_size=self.batch_size, length=self.length)
+
+    def _node_order(self) -> NodeOrder:
+        """What the ranks of this machine read, in order."""
+        local = distributed.launcher_world()[0] if distributed.launched() else self.world
+        first = self.rank // local * local
+        ranks = range(first, first + local)
+        return NodeOrder(self.plan, self.catalogues, batch_size=self.batch_size, ranks=ranks, world=self.world)
 
     def _open_train(self) -> tuple[list[Catalogue], Plan]:
         catalogues = [open_catalogue(source, self.cache, self.node_cache) for source in self.train]
