@@ -29,6 +29,7 @@ from clipkit.data.key_list import KeyList, Words, key_words
 from clipkit.data.repeats import MOST_COPIES, class_factors, copies
 from clipkit.data.source import Source
 from clipkit.data.tar import ShardError
+from clipkit.data.urls import is_remote
 
 VERSION = 1  # one more whenever the same rule would choose other samples
 _LISTS = ("keys", "skip_keys")
@@ -89,7 +90,7 @@ def refuse_absent(source: Source) -> None:
     Raises:
         ValueError: If a shard is not a file of this machine.
     """
-    absent = next((path for path in source.shards if "://" in path), None)
+    absent = next((path for path in source.shards if is_remote(path)), None)
     if absent is not None:
         raise ValueError(
             f"source {source.name!r}: its filter, keys, duplicates or repeat need the index of every shard before training, "

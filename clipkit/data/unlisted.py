@@ -11,6 +11,7 @@ from clipkit.data.indexing import Folders, by_folder, index_locked
 from clipkit.data.listing import entry_of, list_places, read_lists, split_path
 from clipkit.data.locks import alone
 from clipkit.data.source import Source
+from clipkit.data.urls import is_remote
 
 
 def prepare_indexes(sources: Sequence[Source], cache: Path | None, *, workers: int | None = None) -> None:
@@ -20,14 +21,14 @@ def prepare_indexes(sources: Sequence[Source], cache: Path | None, *, workers: i
     without a collective that would time out. If it ends before its time, another goes on where it was.
 
     Args:
-        sources: Of the run; shards of other places (``scheme://``) are left alone.
+        sources: Of the run; remote shards are left alone.
         cache: Folder for what cannot be kept beside the shards.
         workers: Processes; None takes as many as there are cores, and fewer for a few shards.
 
     Raises:
         ShardError: If shards cannot be indexed; all are named.
     """
-    local = [path for source in sources for path in source.shards if "://" not in path]
+    local = [path for source in sources for path in source.shards if not is_remote(path)]
     for folders in by_folder(_unlisted(local, cache)):
         paths = [path for found in folders.values() for path in found]
         seen = _stamps(folders, cache)

@@ -7,6 +7,7 @@ import pytest
 
 from clipkit.data.catalogue import open_catalogue
 from clipkit.data.fetch import Policy
+from clipkit.data.index import VERSION
 from clipkit.data.indexing import write_folder_index
 from clipkit.data.node_cache import NodeCache
 from clipkit.data.reader import ShardReader
@@ -93,7 +94,10 @@ def test_index_remote_counts_in_the_cache(shards, web, cache):
         ("index.json", "{"),
         ("index.json", "[]"),
         ("index.json", '{"version": 99, "shards": []}'),
-        ("index.json", '{"version": 1, "shards": [{"name": "00000.tar", "count": 1, "fingerprint": "x"}]}'),
+        (
+            "index.json",
+            f'{{"version": {VERSION}, "shards": [{{"name": "00000.tar", "count": 1, "fingerprint": "x"}}]}}',
+        ),
         ("sizes.json", '{"00000.tar": -1}'),
         ("sizes.json", '{"00000.tar": true}'),
         ("sizes.json", "[1]"),
@@ -117,7 +121,7 @@ def test_a_list_that_counts_wrong_shows_when_the_shard_comes(shards, web, cache)
     web.files["/x/sizes.json"] = json.dumps({"00000.tar": 5, "00001.tar": 7, "00002.tar": 6}).encode()
     assert counts(shards[1], cache) == [5, 7, 6]  # mended, it is asked for again at once
     web.files["/x/index.json"] = json.dumps(
-        {"version": 1, "shards": [{"name": "00001.tar", "count": 7, "size": 9, "fingerprint": f"9-{'0' * 32}"}]}
+        {"version": VERSION, "shards": [{"name": "00001.tar", "count": 7, "size": 9, "fingerprint": f"9-{'0' * 32}"}]}
     ).encode()
     other = NodeCache(cache.folder.parent.parent / "other", 10**9, POLICY)
     reader = ShardReader([open_catalogue(Source("s", (shards[1][1],)), None, other)], [frozenset({"txt"})], None, other)
