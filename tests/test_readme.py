@@ -30,6 +30,7 @@ SMALLER = {  # what the README says, and what stands in its place here, so that 
     "warmup: 500 steps": "warmup: 2 steps",
     "every: 20 steps": "every: 2 steps",
     "32 epochs, micro_batch: 64": "2 epochs, micro_batch: 4",
+    "data.train=pairs.csv": "data.train=pairs.csv model=small.json data.batch_size=8",
 }
 UsageError = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError"

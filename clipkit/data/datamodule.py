@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -100,12 +101,11 @@ class ShardDataModule(LightningDataModule):
         # views are part of some losses, so validation has them too, drawn by its positions and the same each time
         self.val_stage = Stage({**last.images, IMAGE: preprocess}, tokenize, Decode(policy=last.decode.policy))
         self.rank, self.world = ranks or (distributed.rank(), distributed.world_size())
-        self.allow_mismatch = allow_mismatch
-        self.position = 0
+        self.allow_mismatch, self.position = allow_mismatch, 0
         self.earlier: list[dict[str, Any]] = []  # plans that were left: their steps, samples and bad samples
         self.node_cache = self._cache_of_remote(node_cache)
         self._look_ahead: LookAhead | None = None
-        self._loaders: list[DataLoader[Batch]] = []
+        self._loaders: weakref.WeakSet[DataLoader[Batch]] = weakref.WeakSet()  # whom nobody else holds, ends at once
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
         check_sizes(self.plan, self.train, batch_size, self.world)
@@ -194,7 +194,7 @@ class ShardDataModule(LightningDataModule):
             multiprocessing_context=self.start_method if self.workers else None,
             pin_memory=torch.cuda.is_available(),
         )
-        self._loaders.append(loader)
+        self._loaders.add(loader)
         return loader
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -228,7 +228,7 @@ class ShardDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """End what fetches remote shards ahead, and the loader's processes."""
         self._end_look_ahead()
-        end_workers(self._loaders)
+        end_workers(list(self._loaders))
 
     def on_exception(self, exception: BaseException) -> None:
         """The same, where the run failed."""
