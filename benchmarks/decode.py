@@ -37,7 +37,7 @@ def clipkit_images(files: Sequence[bytes], scale: tuple[float, float]) -> Iterat
     for start in range(0, len(files), BATCH):
         images = [decode_image(data) for data in files[start : start + BATCH]]
         pixels = augment(images, seed=SEED, positions=np.arange(start, start + len(images)))
-        yield torch.stack([(image.float() - mean) / std for image in pixels])  # in training the image tower does it
+        yield pixels.float().sub_(mean).div_(std)  # as the image tower does in training
 
 
 def open_clip_images(files: Sequence[bytes], scale: tuple[float, float]) -> Iterator[Tensor]:

@@ -20,8 +20,8 @@ from clipkit.towers.towers import Towers
 PAIRS, MICRO = 1024, 64
 MODEL = {
     "embed_dim": 128,
-    "vision_cfg": {"image_size": 64, "layers": 6, "width": 192, "patch_size": 8, "head_width": 64},
-    "text_cfg": {"context_length": 32, "vocab_size": 1024, "width": 128, "heads": 2, "layers": 4},
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 8, "head_width": 64},
+    "text_cfg": {"context_length": 32, "vocab_size": 1024, "width": 128, "heads": 2, "layers": 2},
 }
 
 

@@ -76,7 +76,7 @@ class ImageTower(Tower):
     def normalise(self, x: Tensor) -> Tensor:
         """Images uint8 (B, 3, H, W) as the floats that the model was made for."""
         dtype = next(self.model.parameters()).dtype
-        return ((x.float() - self.mean.float()) / self.std.float()).to(dtype)
+        return x.float().sub_(self.mean.float()).div_(self.std.float()).to(dtype)
 
     def forward(self, x: Tensor) -> Features:
         """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
