@@ -195,6 +195,15 @@ def test_a_second_start_asks_the_cache_alone(shards, tmp_path, monkeypatch):
     assert open_catalogue(source, tmp_path).chosen.fingerprint == first.chosen.fingerprint
 
 
+def test_a_list_that_is_gone_costs_a_run_that_began_with_it_nothing(shards, tmp_path):
+    listed = tmp_path / "listed.txt"
+    listed.write_bytes(Path(shards[1]).read_bytes())
+    data = module([Source("s", shards[0], keys=str(listed))], cache=tmp_path)
+    state = data.state_dict()
+    listed.unlink()  # of gigabytes perhaps: no checkpoint reads it again
+    assert data.state_dict() == state
+
+
 def test_another_selection_is_another_plan_and_refused_by_name(shards, tmp_path):
     source = Source("s", shards[0], filter="score > 0.1")
     data = module([source], cache=tmp_path)
