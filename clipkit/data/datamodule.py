@@ -315,9 +315,7 @@ class ShardDataModule(LightningDataModule):
                 "fields": fields,
                 "captions": source.captions,
                 "shards": held.fingerprint,
-                "selection": None
-                if held.chosen is None
-                else {"rule": chosen_by, "samples": held.chosen.fingerprint},
+                "selection": None if held.chosen is None else {"rule": chosen_by, "samples": held.chosen.fingerprint},
             }
         return {"version": VERSION, "seed": self.seed, "batch_size": self.batch_size, "sources": sources}
 
