@@ -44,6 +44,7 @@ def batches(data, count=None):
         found.append(batch)
         if len(found) == count:
             break
+    data.teardown("fit")  # else the garbage collector ends the workers, which takes it seconds each
     return found
 
 
