@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,10 +16,12 @@ from clipkit import distributed
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig
 from clipkit.config.catalog import shipped_folder
+from clipkit.data.catalogue import open_catalogue
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.data.embedded import resolve
 from clipkit.data.index import default_cache
 from clipkit.data.node_cache import NodeCache
+from clipkit.data.selection import rule
 from clipkit.data.source import Repeat, Source, expand_shards
 from clipkit.data.stages import IMAGE
 from clipkit.data.stream import StreamDataModule, data_module
@@ -181,7 +184,7 @@ def _layers(towers: Mapping[str, Tower]) -> Callable[[str], int]:
 
 
 def prepare_data(config: RunConfig, *, allow_pipe: bool = False) -> None:
-    """Index what the sources need and no list has; every rank calls it, before the ranks meet.
+    """Index what the sources need and no list has, and make their selections; every rank calls it, before the ranks meet.
 
     Raises:
         ValueError: If shards cannot be indexed.
@@ -193,6 +196,11 @@ def prepare_data(config: RunConfig, *, allow_pipe: bool = False) -> None:
     except ValueError:  # a finished run needs no data, another says so when it opens them
         return
     prepare_indexes(sources, cache)
+    for source in sources:
+        if not any(map(is_remote, source.shards)):
+            with contextlib.suppress(ValueError):  # said when they are opened; a finished run needs none
+                if rule(source) is not None:
+                    open_catalogue(source, cache)
 
 
 def build_data(

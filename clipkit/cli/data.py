@@ -81,6 +81,10 @@ def index(
 
     shards = [shard for pattern in paths for shard in expand_shards(pattern)]
     if remote := [shard for shard in shards if is_remote(shard)]:
+        if ray is not None or workers is not None:
+            raise ValueError(
+                "--workers and --ray are for files; remote shards are indexed as they come to this machine"
+            )
         for path in index_remote(remote, NodeCache(default_cache())):
             typer.echo(f"{path}: copied beside the shards, as index.json, it serves every machine")
     if len(remote) == len(shards):

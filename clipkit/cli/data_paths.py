@@ -8,14 +8,17 @@ from pathlib import Path
 from clipkit.building import EMBEDDED
 from clipkit.data.embedded import resolve
 from clipkit.data.source import DEFAULT_FIELDS, Place, Source, expand_shards
+from clipkit.data.urls import is_remote, shown
 
 
 def shards_of(path: str, cache: Path) -> list[str]:
     """The shards that a path, a pattern, a folder or ``embedded:NAME`` stands for.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or they are not on this machine.
     """
+    if is_remote(path):
+        raise ValueError(f"{shown(path)}: only shards on this machine are looked at; copy them here, or some of them")
     if not path.startswith(EMBEDDED):
         return expand_shards(path)
     found = resolve(path, cache)

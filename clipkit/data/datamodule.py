@@ -108,6 +108,7 @@ class ShardDataModule(LightningDataModule):
         self._loaders: weakref.WeakSet[DataLoader[Batch]] = weakref.WeakSet()  # whom nobody else holds, ends at once
         check_fields(self.train)
         self.catalogues, self.plan = self._open_train()
+        self._rules = [rule(source) for source in self.train]  # of the lists of keys as they were read
         check_sizes(self.plan, self.train, batch_size, self.world)
         self.length = length if isinstance(length, int) else length(batch_size, self.plan.epoch_samples)
         self.stage_at = self._schedule([end for end, _ in stages])
@@ -307,16 +308,14 @@ class ShardDataModule(LightningDataModule):
     def _constants(self) -> dict[str, Any]:
         """What must not change between the parts of a run."""
         sources: dict[str, Any] = {}
-        for source, held in zip(self.train, self.catalogues, strict=True):
+        for source, held, chosen_by in zip(self.train, self.catalogues, self._rules, strict=True):
             fields = {name: list(places) for name, places in source.fields.items()}
             sources[source.name] = {
                 "weight": source.weight,
                 "fields": fields,
                 "captions": source.captions,
                 "shards": held.fingerprint,
-                "selection": None
-                if held.chosen is None
-                else {"rule": rule(source), "samples": held.chosen.fingerprint},
+                "selection": None if held.chosen is None else {"rule": chosen_by, "samples": held.chosen.fingerprint},
             }
         return {"version": VERSION, "seed": self.seed, "batch_size": self.batch_size, "sources": sources}
 

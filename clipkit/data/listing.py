@@ -15,6 +15,7 @@ from clipkit.data.atomic import write_atomically
 from clipkit.data.index import VERSION, cached_path
 
 NAME = "index.json"
+_MOST = 1 << 60
 _KINDS = {"name": str, "count": int, "size": int, "fingerprint": str}
 
 
@@ -61,12 +62,15 @@ def _read(place: Path) -> dict[str, Entry]:
         if held["version"] != VERSION:
             return {}
         return {entry["name"]: entry for entry in held["shards"] if _is_entry(entry)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
 def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and all(type(entry.get(name)) is kind for name, kind in _KINDS.items())
+    """Whether it can be one: the list may come with the shards from a stranger."""
+    if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in _KINDS.items()):
+        return False
+    return all(0 <= entry[name] < _MOST for name in ("count", "size"))
 
 
 def size_of(path: str) -> int | None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 
 from clipkit.data.atomic import write_atomically
 from clipkit.data.fetch import Policy, fetch_small
-from clipkit.data.index import VERSION
+from clipkit.data.index import VERSION, default_cache
 from clipkit.data.node_cache import NodeCache, locked
 from clipkit.data.tar import ShardError
 from clipkit.data.urls import PIPE, beside, local_names, pattern_of, shard_name, shown
@@ -178,7 +179,12 @@ def remote_counts(urls: Sequence[str], cache: NodeCache) -> list[Counted]:
     if missing:
         tried = "index.json, sizes.json, " + shard_name(missing[0]).removesuffix(".tar") + "_stats.json"
         text = f"{len(missing):,} of {len(urls):,} remote shards have no count beside them (looked for {shown(tried)}), the first is "
-        raise ValueError(f"{text}{shown(missing[0])}. Count them once:\n  clipkit data index {pattern_of(missing)!r}")
+        command = f"clipkit data index {pattern_of(missing)!r}"
+        if (
+            folder := cache.folder.parent.absolute()
+        ) != default_cache().absolute():  # where the verb would not put them
+            command = f"CLIPKIT_CACHE={shlex.quote(str(folder))} {command}"
+        raise ValueError(f"{text}{shown(missing[0])}. Count them once:\n  {command}")
     return [found[local_names(url)[0]][shard_name(url)] for url in urls]
 
 

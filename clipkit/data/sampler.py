@@ -53,10 +53,11 @@ class PlanSampler(Sampler[Request]):
         return self.batches
 
     def __iter__(self) -> Iterator[Request]:
-        stop = (self.batches - self.earlier()) * self.batch_size
+        before = self.earlier() * self.batch_size  # stages are counted from the run's start, not this plan's
+        stop = self.batches * self.batch_size - before
         for start in range(self.position(), stop, self.batch_size):
             positions = np.arange(start + self.rank, start + self.batch_size, self.world)
-            yield Request(start, self.batch_size, self.order.rows(positions), self.stage(start))
+            yield Request(start, self.batch_size, self.order.rows(positions), self.stage(before + start))
 
 
 class InOrder:

@@ -7,6 +7,7 @@ what it depends on; no byte of a sample that is left out is read after that.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
@@ -26,13 +27,15 @@ from clipkit.data.columns import UID_HIGH, UID_LOW, Wanted, class_column, number
 from clipkit.data.filters import Mask, evaluate
 from clipkit.data.index import Ints, load_index
 from clipkit.data.key_list import KeyList, Words, key_words
+from clipkit.data.node_cache import locked
 from clipkit.data.repeats import MOST_COPIES, class_factors, copies
 from clipkit.data.source import Source
 from clipkit.data.tar import ShardError
-from clipkit.data.urls import is_remote
+from clipkit.data.urls import is_remote, shown
 
 VERSION = 1  # one more whenever the same rule would choose other samples
 _LISTS = ("keys", "skip_keys")
+_LONGEST = 7 * 86_400.0  # seconds that another may take
 
 
 def rule(source: Source) -> dict[str, Any] | None:
@@ -75,13 +78,24 @@ def choose(source: Source, counts: Ints, fingerprints: NDArray[np.bytes_], cache
     text = json.dumps([VERSION, what, fields], sort_keys=True).encode()
     mark = hashlib.blake2b(text + times + b"\n".join(fingerprints.tolist()), digest_size=16).hexdigest()
     place = None if cache is None else cache / "selection" / mark
-    chosen = None if place is None else load_chosen(place)
-    if chosen is None:
-        selector = _Selector(source, counts, fingerprints, cache)
-        chosen = keep_chosen(place, selector.parts, dict(selector.filtered), selector.kept)
+    with _alone(place):  # of a node's ranks one chooses, which may read every image; the others find it
+        chosen = None if place is None else load_chosen(place)
+        if chosen is None:
+            selector = _Selector(source, counts, fingerprints, cache)
+            chosen = keep_chosen(place, selector.parts, dict(selector.filtered), selector.kept)
     if not len(chosen.samples):
         raise ValueError(_nothing_left(source, int(counts.sum()), chosen.filtered))
     return chosen
+
+
+@contextlib.contextmanager
+def _alone(place: Path | None) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        if place is not None:
+            with contextlib.suppress(OSError):  # a cache that cannot be written: each process chooses for itself
+                place.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(place.with_suffix(".lock"), _LONGEST))
+        yield
 
 
 def refuse_absent(source: Source) -> None:
@@ -94,7 +108,7 @@ def refuse_absent(source: Source) -> None:
     if absent is not None:
         raise ValueError(
             f"source {source.name!r}: its filter, keys, duplicates or repeat need the index of every shard before training, "
-            f"and {absent} is not on this machine; copy the shards here, or select when they are packed"
+            f"and {shown(absent)} is not on this machine; copy the shards here"
         )
 
 

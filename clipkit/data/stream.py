@@ -36,6 +36,7 @@ from clipkit.data.index import split_name
 from clipkit.data.plan import Ints, Plan, Rows
 from clipkit.data.source import Source
 from clipkit.data.tar import BLOCK, ShardError
+from clipkit.data.urls import is_remote, shown
 from clipkit.data.values import hash64
 
 SHUFFLED = 1000
@@ -339,9 +340,15 @@ def data_module(train: Sequence[Source], val: Sequence[Source]) -> type[ShardDat
     """The data module that these sources need.
 
     Raises:
-        ValueError: If some are streamed and others are not, or validation is.
+        ValueError: If some are streamed and others are not, or validation is, or a stream is remote.
     """
     streamed = [source.name for source in train if source.stream]
+    for source in train:
+        if source.stream and (url := next((path for path in source.shards if is_remote(path)), None)):
+            raise ValueError(
+                f"source {source.name!r}: {shown(url)} is remote, and streams are read from files of this machine; copy the tars "
+                "here, or decompress them and leave out `stream`: remote shards are indexed when they are fetched"
+            )
     if any(source.stream for source in val):
         raise ValueError("data.val: sources for validation are read by index, so `stream: true` is not for them")
     if streamed and len(streamed) < len(train):

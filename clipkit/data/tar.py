@@ -173,7 +173,11 @@ def _refuse_compressed(fd: int, path: str) -> None:
     for magic, kind in _COMPRESSED.items():
         if head.startswith(magic):
             raise _fail(
-                path, 0, f"this shard is compressed ({kind})", "samples are read by offset: decompress it first"
+                path,
+                0,
+                f"this shard is compressed ({kind})",
+                "samples are read by offset: decompress it first, or "
+                "read it without an index (`stream: true` in its source)",
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +17,17 @@ def start_worker(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def kill_left_over() -> None:
+    """At the end of the program, end what a loader that nobody ended left: Python sends SIGTERM, which is ignored, and waits for ever."""
+    for child in multiprocessing.active_children():
+        if child.daemon and child.pid is not None:
+            child.kill()
+
+
+# of the process that starts loaders alone; torch registers its own end of loaders later, so that it comes first
+atexit.register(kill_left_over)
 
 
 def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def test_broken_samples_are_counted_against_the_budget(tmp_path, capsys):
     [
         (["nowhere.tar"], "nowhere.tar"),
         (["pipe:true"], "pipe:true"),
+        (["https://me:pw@host/a.tar?sig=canary"], "https://***@host/a.tar?***: only shards on this machine"),
         (["{shard}", "--fields", "image"], "FIELD=PLACE"),
         (["{shard}", "--fields", "picture=jpg"], "known are image"),
         (["{shard}", "--model", "ViT-B-23"], "did you mean"),

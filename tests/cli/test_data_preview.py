@@ -28,6 +28,7 @@ def test_a_page_is_written_with_views_of_a_configuration(tmp_path, tiny_model, c
         (["{shard}", "--out", "page.txt"], "FILE.html"),
         (["{shard}", "--out", "no/such/page.html"], "FILE.html"),
         (["nowhere.tar", "--out", "{folder}/page.html"], "nowhere.tar"),
+        (["s3://bucket/a.tar", "--out", "{folder}/page.html"], "only shards on this machine"),
         (["{shard}", "--out", "{folder}/page.html", "--samples", "501"], "--seed"),
         (["{shard}", "--out", "{folder}/page.html", "--augment", "no-such-config"], "no-such-config"),
     ],

@@ -7,8 +7,9 @@ import pytest
 
 from clipkit.cli.main import run
 from clipkit.data.catalogue import open_catalogue
-from clipkit.data.index import build_index, cached_path, read_sidecar, sidecar_path
+from clipkit.data.index import VERSION, build_index, cached_path, read_sidecar, sidecar_path
 from clipkit.data.indexing import index_shards, write_folder_index
+from clipkit.data.listing import entry_of, read_lists
 from clipkit.data.source import Source, expand_shards
 from clipkit.data.tar import ShardError
 
@@ -78,6 +79,17 @@ def test_shards_that_cannot_be_indexed_are_all_named_and_the_others_kept(folder,
         index_shards([str(bad[0])], None).raise_refusals()
     assert (caught.value.shard, caught.value.offset) == (str(bad[0]), 1024)
     assert run(["data", "index", str(folder / "nothing*")]) == 2
+
+
+@pytest.mark.parametrize("entry", [{"count": -1}, {"count": 1 << 70}, None])
+def test_a_list_of_a_stranger_with_no_counts_is_not_believed(folder, entry):
+    write_folder_index(folder)
+    place = folder / "index.json"
+    before = listed(place)["0.tar"]
+    deep = "[" * 100_000 + "]" * 100_000
+    told = {"version": VERSION, "shards": [before | entry]} if entry else None
+    place.write_text(json.dumps(told) if told else deep)
+    assert entry_of(read_lists(str(folder), None), str(folder / "0.tar"), "0.tar") is None
 
 
 def test_the_list_is_merged(folder):

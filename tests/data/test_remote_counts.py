@@ -69,11 +69,16 @@ def test_img2dataset_stats(shards, web, cache):
     assert no_shard_fetched(web)
 
 
-def test_without_counts_the_cure_is_said(shards, cache, web):
+def test_without_counts_the_cure_is_said(shards, cache, web, monkeypatch):
     urls = [f"{url}?X-Amz-Signature=canary" for url in shards[1]]
     with pytest.raises(ValueError, match="3 of 3 remote shards have no count") as error:
         counts(urls, cache)
-    assert f"clipkit data index '{web.url}/x/{{00000..00002}}.tar?***'" in str(error.value)
+    command = f"clipkit data index '{web.url}/x/{{00000..00002}}.tar?***'"
+    assert f"CLIPKIT_CACHE={cache.folder.parent} {command}" in str(error.value)  # where this run looks for them
+    monkeypatch.setenv("CLIPKIT_CACHE", str(cache.folder.parent))
+    with pytest.raises(ValueError, match="3 of 3 remote shards have no count") as error:
+        counts(urls, cache)
+    assert f"\n  {command}" in str(error.value)
     assert "canary" not in str(error.value)
 
 
@@ -145,6 +150,7 @@ def test_the_verb_indexes_urls_and_a_run_then_starts(shards, web, tmp_path, monk
     assert command_line(["data", "index", f"{web.url}/x/{{00000..00002}}.tar?token=canary"]) == 0
     said = capsys.readouterr()
     assert "it serves every machine" in said.out
+    assert command_line(["data", "index", urls[0], "--ray", "auto"]) == 2  # it would be ignored
     assert "canary" not in said.out + said.err
     held = NodeCache(tmp_path / "cache", 10**9, POLICY)
     assert counts([f"{url}?token=canary" for url in urls], held) == [5, 7, 6]

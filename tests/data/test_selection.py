@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,25 @@ def test_a_second_start_asks_the_cache_alone(shards, tmp_path, monkeypatch):
     file.write_bytes(file.read_bytes()[:-4])
     monkeypatch.undo()
     assert open_catalogue(source, tmp_path).chosen.fingerprint == first.chosen.fingerprint
+
+
+def test_of_several_ranks_one_chooses(shards, tmp_path, monkeypatch):
+    made = []
+    selector = selection._Selector
+    monkeypatch.setattr(selection, "_Selector", lambda *given: made.append(1) or time.sleep(0.2) or selector(*given))
+    source = Source("s", shards[0], filter=SCORE)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: open_catalogue(source, tmp_path).chosen.fingerprint, range(4)))
+    assert len(set(found)) == len(made) == 1
+
+
+def test_a_list_that_is_gone_costs_a_run_that_began_with_it_nothing(shards, tmp_path):
+    listed = tmp_path / "listed.txt"
+    listed.write_bytes(Path(shards[1]).read_bytes())
+    data = module([Source("s", shards[0], keys=str(listed))], cache=tmp_path)
+    state = data.state_dict()
+    listed.unlink()  # of gigabytes perhaps: no checkpoint reads it again
+    assert data.state_dict() == state
 
 
 def test_another_selection_is_another_plan_and_refused_by_name(shards, tmp_path):

@@ -79,6 +79,14 @@ def test_resumed_inside_a_stage(source):
             equal(left, right)
 
 
+def test_other_data_do_not_begin_the_stages_again(source, make_shards):
+    first = staged(source)
+    batches(first, 4)  # 32 samples: inside the second stage, which ends at 40
+    other = staged(Source("pairs", make_shards([50], "other")), allow_mismatch=True)
+    other.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [batch["image"].shape[2] for batch in batches(other)] == [12, 16, 16, 16]
+
+
 def test_ends_may_depend_on_the_epoch(source):
     data = staged(source, stages=[(lambda batch_size, epoch: epoch - 2 * batch_size, SMALL)], length=71)
     assert [batch["image"].shape[2] for batch in batches(data)] == [8] * 7 + [16] * 2  # 55 of 71

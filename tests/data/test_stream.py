@@ -251,6 +251,9 @@ def test_what_cannot_be_streamed_is_refused(make_shards, tmp_path):
     with pytest.raises(ValueError, match="validation"):
         data_module([stream], [stream])
     assert data_module([plain], [plain]) is ShardDataModule
+    remote = Source("s", ("https://me:pw@host/a.tar.gz",), stream=True)
+    with pytest.raises(ValueError, match=r"https://\*\*\*@host/a.tar.gz is remote, .* copy the tars here"):
+        data_module([remote], [])
     (tmp_path / "junk.tar").write_bytes(b"junk" * 300)
     with pytest.raises(ValueError, match=r"\(shard: cannot be read on"):
         module([str(tmp_path / "junk.tar")])

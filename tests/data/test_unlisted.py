@@ -140,10 +140,11 @@ def test_a_run_indexes_its_shards_before_its_ranks_meet(tmp_path, shards, monkey
     monkeypatch.setattr("clipkit.distributed.init", lambda *_, **__: (_ for _ in ()).throw(ValueError("ranks meet")))
     config = tmp_path / "run.yaml"
     config.write_text(
-        f"model: {tiny_model}\ndata:\n  train: {{a: {{shards: '{tmp_path}/f0'}}}}\n"
+        f"model: {tiny_model}\ndata:\n  train: {{a: {{shards: '{tmp_path}/f0', filter: side > 1}}}}\n  cache: {tmp_path}/cache\n"
         f"  val: {{b: {{shards: '{tmp_path}/f1/*.tar'}}}}\n  batch_size: 4\n"
         "loss: infonce\noptim: {lr: 1e-3}\ntrainer: {length: 2 steps, accelerator: cpu}\n"
     )
     assert run(["fit", str(config), f"run={tmp_path / 'r'}"]) == 2
     assert "ranks meet" in capsys.readouterr().err
+    assert len(list((tmp_path / "cache" / "selection").glob("*.json"))) == 1
     check_whole(tmp_path, shards)
