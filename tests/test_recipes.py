@@ -15,7 +15,12 @@ def small(tmp_path, shards, tiny_model):
     """Runs a shipped recipe for three epochs of four batches of squares."""
 
     def run(name, folder, model=None, **changes):
-        overrides = {"data.workers": 0, "data.batch_size": 16, "trainer.precision": "32-true", "logging.every": "1 steps"}
+        overrides = {
+            "data.workers": 0,
+            "data.batch_size": 16,
+            "trainer.precision": "32-true",
+            "logging.every": "1 steps",
+        }
         overrides |= {"trainer.length": "3 epochs", "checkpoint.every": "3 epochs", "optim.warmup": "1 steps"}
         overrides |= {"model": model or str(tiny_model), "run": str(tmp_path / folder), "trainer.accelerator": "cpu"}
         (source,) = yaml.safe_load(shipped()[name].read_text())["data"]["train"]
