@@ -71,7 +71,8 @@ class Ranks:
     """
 
     def __init__(self, world: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
+        context.set_forkserver_preload(["torch", "torch.distributed"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -93,8 +93,12 @@ def test_a_run_leaves_what_the_readme_says(config, tmp_path):
         "train/grad_norm",
         "train/samples_per_second",
         "train/data_wait",
+        "train/text_length",
+        "train/text_tokens",
     }
     assert wanted <= set(lines[0])
+    assert 5 <= lines[0]["train/text_length"] <= 6  # start, square, number, one or two digits, end
+    assert lines[0]["train/text_tokens"] == 0.5  # eight of sixteen
     assert lines[0]["train/lr"] == pytest.approx(5e-4)
     assert lines[0]["train/logit_scale"] == pytest.approx(1 / 0.07, rel=1e-2)
     assert lines[-1]["train/loss"] < lines[0]["train/loss"]

@@ -75,7 +75,7 @@ class MetricsLog(Callback):
         self._window_steps += 1
         if self._ends_window(trainer.global_step):
             assert isinstance(pl_module, CLIPModule)
-            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module))
+            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module, batch))
         else:
             self.progress.step(trainer.global_step)
         self._step_end = time.perf_counter()
@@ -112,18 +112,17 @@ class MetricsLog(Callback):
     def _ends_window(self, step: int) -> bool:
         return step % self.every == 0 or step == self.progress.steps
 
-    def _figures(self, trainer: Trainer, module: CLIPModule) -> dict[str, float]:
+    def _figures(self, trainer: Trainer, module: CLIPModule, batch: Mapping[str, Any]) -> dict[str, float]:
         now = time.perf_counter()
         elapsed = max(now - self._window_start, 1e-9)
+        known = {"train/data_wait": self._waited / elapsed}
+        for field, (length, share) in module.towers.trimmed(batch).items():
+            known |= {f"train/{field}_length": length, f"train/{field}_tokens": share}
         names = list(module.parts)
-        local = torch.stack(
-            [
-                *(module.parts[name].double() for name in names),
-                torch.tensor(self._waited / elapsed, dtype=torch.float64, device=module.device),
-            ]
-        )
+        numbers = torch.tensor(list(known.values()), dtype=torch.float64, device=module.device)
+        local = torch.cat([torch.stack([module.parts[name].double() for name in names]), numbers])
         mean = (distributed.all_reduce_(local) / distributed.world_size()).tolist()
-        parts = dict(zip(names, mean[:-1], strict=True))
+        parts = dict(zip(names, mean, strict=False))
         samples = self._window_steps * self.batch_size
         figures = {"train/loss": parts.pop("total")}
         figures |= {f"train/loss/{name}": value for name, value in parts.items()}
@@ -134,7 +133,7 @@ class MetricsLog(Callback):
         figures["train/lr"] = last_lr(trainer)
         figures["train/grad_norm"] = float(module.grad_norm)
         figures["train/samples_per_second"] = samples / elapsed
-        figures["train/data_wait"] = mean[-1]
+        figures |= dict(zip(known, mean[len(names) :], strict=True))
         self._window_start, self._waited, self._window_steps = now, 0.0, 0
         return figures
 

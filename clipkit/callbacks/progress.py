@@ -91,7 +91,8 @@ def describe(record: Mapping[str, Any]) -> str:
     """
     parts = []
     for name, value in record.items():
-        if name in ("step", "samples") or name.startswith("train/loss/") or not isinstance(value, int | float):
+        known = name in ("step", "samples") or name.startswith("train/loss/") or name.endswith(("_length", "_tokens"))
+        if known or not isinstance(value, int | float):
             continue
         label, form = _SHORT.get(name, (name, "{:.4f}"))
         parts.append(f"{label} {form.format(value)}")

@@ -85,7 +85,8 @@ class SourceSpec(Spec):
     fields: Annotated[dict[Name, Extensions], Field(min_length=1)] = Field(
         default_factory=_default_fields,
         description="Field to where it is read: an extension, several (the first present counts), or json.KEY, a text "
-        "or a list of texts of which one is drawn. A field `label` groups samples that are no negatives of each other.",
+        "or a list of texts of which one is drawn. A field `label` groups samples that are no negatives of each other; fields teacher_NAME "
+        "are embeddings in .npy members, for distillation.",
     )
     stream: bool = Field(
         False,

@@ -188,9 +188,22 @@ class _Translation:
     def _loss(self) -> Any:
         for name in ("distill-model", "distill-pretrained"):
             self._note(
-                name, "a frozen teacher beside the model is not there; distillation takes stored teacher embeddings"
+                name,
+                "no teacher runs beside the model: store its embeddings with the samples as .npy, name them in `fields` as "
+                "teacher_image and teacher_text, and add a loss of kind `distillation` with the teacher's scale beside `infonce`",
             )
-        return "sigmoid" if self._given("siglip") else "infonce"
+        if not self._given("siglip"):
+            return "infonce"
+        if self._given(
+            "pretrained"
+        ):  # a scale comes with the weights, and open_clip adds a bias of 0 to those without one
+            return {"kind": "sigmoid", "bias": 0.0}
+        self._note(
+            "siglip",
+            "the bias starts at -10 as there, the scale at 14.3, not at 10: that stands in a model's JSON configuration "
+            "(init_logit_scale: 2.302585)",
+        )
+        return {"kind": "sigmoid", "bias": -10.0}
 
     def _optim(self) -> Tree:
         vit = "vit" in self._one("model", "RN50").lower()  # open_clip goes by the name alone

@@ -86,7 +86,7 @@ class DistillationSpec(Spec):
     scale: Scale = "shared"
     teacher: tuple[Name, Name] = Field(
         ("teacher_image", "teacher_text"),
-        description="The teacher's embeddings of the two fields: towers, or fields of the batch.",
+        description="The teacher's embeddings of the two fields: fields of each source, in `.npy` members.",
     )
     teacher_scale: Positive = Field(100.0, description="The teacher's inverse temperature.")
     prefixes: Prefixes = None
@@ -159,6 +159,11 @@ LossSpec = Annotated[
 def paired_fields(spec: AnyLossSpec) -> tuple[str, ...]:
     """The fields of the sources that a loss pairs; views are made, not stored."""
     return () if isinstance(spec, SLIPSpec) else spec.pair
+
+
+def stored_fields(spec: AnyLossSpec) -> tuple[str, ...]:
+    """The fields of the sources that a loss reads beside what it pairs."""
+    return spec.teacher if isinstance(spec, DistillationSpec) else ()
 
 
 def move_loss(tree: Any) -> Any:

@@ -11,7 +11,7 @@ from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import DataSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, ZeroShotSpec
 from clipkit.config.logs import LoggingSpec
-from clipkit.config.losses import LossSpec, move_loss, paired_fields
+from clipkit.config.losses import LossSpec, move_loss, paired_fields, stored_fields
 from clipkit.config.model import ModelSpec
 from clipkit.config.optim import OptimSpec
 from clipkit.config.trainer import TrainerSpec
@@ -93,6 +93,11 @@ def _loss_faults(config: RunConfig) -> list[Fault]:
                 if lacking:
                     message = f"the loss `{name}` pairs {' and '.join(pair)}; missing: {', '.join(lacking)}"
                     faults.append((("data", kind, source_name, "fields"), message))
+                faults += [
+                    (("data", kind, source_name, "fields"), f"the loss `{name}` reads {field}; name its .npy here")
+                    for field in stored_fields(loss)
+                    if field not in source.fields
+                ]
     return faults
 
 

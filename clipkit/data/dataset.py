@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +17,11 @@ from clipkit.data.node_cache import NodeCache
 from clipkit.data.pixels import Pixels
 from clipkit.data.plan import Ints, Rows
 from clipkit.data.reader import ShardReader
-from clipkit.data.source import Place, Source
+from clipkit.data.source import TEACHER, Place, Source
 from clipkit.data.stages import Stage, transformed
 from clipkit.data.urls import shown
-from clipkit.data.values import caption, find, hash64, label
+from clipkit.data.values import captions, find, hash64, label
+from clipkit.data.vectors import Vector, stacked, vector
 
 _MOST_SUBSTITUTES = 100
 
@@ -84,6 +85,7 @@ class Sample(NamedTuple):
     label: int | None
     image_hash: int
     noted: tuple[str, ...] = ()
+    vectors: Mapping[str, Vector] = {}
 
 
 def _stack(values: Sequence[int]) -> Tensor:
@@ -141,7 +143,8 @@ class ShardDataset(Dataset[dict[str, Any]]):
         places = self.places[source]
         members = self.reader.members(source, shard, sample, MOST_BYTES)
         draw = 0.0 if self.first_caption[source] else draw
-        text = caption(members, places["text"], draw) if "text" in places else None
+        texts = captions(members, places["text"]) if "text" in places else []
+        text = texts[int(draw * len(texts))] if texts else None
         group = label(members, places["label"]) if "label" in places else None
         image, image_hash = None, 0
         noted: tuple[str, ...] = ()
@@ -151,7 +154,9 @@ class ShardDataset(Dataset[dict[str, Any]]):
                 wanted = " or ".join(f".{place.extension}" for place in places["image"])
                 raise BadSample("no_image", f"no member {wanted}")
             (image, noted), image_hash = decode(found[1], how), hash64(found[1])
-        return Sample(self.reader.key(source, shard, sample), image, text, group, image_hash, noted)
+        stored = {name: at for name, at in places.items() if name.startswith(TEACHER)}
+        vectors = {name: vector(members, at, draw, len(texts)) for name, at in stored.items()}
+        return Sample(self.reader.key(source, shard, sample), image, text, group, image_hash, noted, vectors)
 
     def _record(self, row: Rows, error: BadSample) -> BadRecord:
         source, shard = int(row.source[0]), int(row.shard[0])
@@ -184,7 +189,7 @@ class ShardDataset(Dataset[dict[str, Any]]):
         raise ValueError(text + "substitute that was tried for it; look at the source with `clipkit data check`")
 
     def __getitems__(self, request: Request) -> dict[str, Any]:
-        """A batch of this rank: fields, ``id``, ``key``, ``position``, ``content``, ``label`` if there is one, ``bad``, ``noted``."""
+        """A batch of this rank: fields, ``id``, ``key``, ``position``, ``content``, ``bad``, ``noted``; labels and embeddings if there are."""
         rows, stage = request.rows, self.stages[request.stage]
         draws = uniforms(self.seed, rows.position, CAPTION, 1)[:, 0]
         samples, ids, bad = [], [], []
@@ -216,4 +221,4 @@ class ShardDataset(Dataset[dict[str, Any]]):
             content["text"] = _stack([hash64(text.encode()) for text in texts])
         if labels:
             batch["label"] = _stack(labels)
-        return batch
+        return batch | stacked([sample.vectors for sample in samples])

@@ -18,6 +18,8 @@ from clipkit.data.urls import PIPE, check_url, is_remote, pattern_of, read_pipe,
 _log = logging.getLogger(__name__)
 _MOST_SHARDS = 1_000_000
 FIELDS = ("image", "text", "label")
+TEACHER = "teacher_"
+"""Fields of names that begin so are embeddings made beforehand."""
 DEFAULT_FIELDS = {"image": ("jpg", "jpeg", "png", "webp"), "text": ("txt",)}
 
 
@@ -95,9 +97,10 @@ class Source:
     def __post_init__(self) -> None:
         if not self.shards:
             raise ValueError(f"source {self.name!r} has no shards; name at least one .tar")
-        unknown = [name for name in self.fields if name not in FIELDS]
+        unknown = [name for name in self.fields if name not in FIELDS and not name.startswith(TEACHER)]
         if unknown or not self.fields:
-            raise ValueError(f"source {self.name!r}: fields {list(self.fields)}; known are {', '.join(FIELDS)}")
+            known = f"{', '.join(FIELDS)} and {TEACHER}NAME"
+            raise ValueError(f"source {self.name!r}: fields {list(self.fields)}; known are {known}")
 
     def places(self) -> dict[str, tuple[Place, ...]]:
         """Per field where its value may be."""

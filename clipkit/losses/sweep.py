@@ -69,7 +69,9 @@ class Sweep:
             for total in self.columns:
                 for name, kind in self.math.kinds.items():
                     total[name] = kind.over_ranks(total[name])
-        return journey.kept(), None if work.needs is None else work.sums(journey.gradient() if work.wants_dy else None)
+        if work.needs is not None:  # the backward pass needs no columns again
+            return [], work.sums(journey.gradient() if work.wants_dy else None)
+        return journey.kept(), None
 
     def backward(
         self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, kept: Sequence[Tensor], needs: Sequence[bool]

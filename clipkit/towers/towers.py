@@ -76,10 +76,23 @@ class Towers(nn.Module):
         lengths = batch.get("lengths", {})
         return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.present(batch)}
 
+    def trimmed(self, batch: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+        """Per field whose lengths are known: tokens that a sample needs, in the mean, and the share of all tokens that is computed."""
+        found = {}
+        for field, lengths in batch.get("lengths", {}).items():
+            rows, context = batch[field].shape
+            computed = sum(len(part) * _width(context, lengths, part) for part in self._parts(rows, lengths))
+            found[field] = sum(lengths) / max(rows, 1), computed / max(rows * context, 1)
+        return found
+
+    def _parts(self, rows: int, lengths: Sequence[int] | None) -> list[list[int]]:
+        """Row numbers of what goes through a tower at one time."""
+        size = self.micro_batch if not self._whole(rows) else _part_size(rows, lengths)
+        return list(_slices(rows, size, lengths))
+
     def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
         tower = self.tower_of(field)
-        size = self.micro_batch if not self._whole(len(x)) else _part_size(len(x), lengths)
-        slices = list(_slices(len(x), size, lengths))
+        slices = self._parts(len(x), lengths)
         if len(slices) == 1:
             features: Features = tower(_trim(x, lengths, slices[0]))
             return features
@@ -146,9 +159,11 @@ def _slices(rows: int, size: int | None, lengths: Sequence[int] | None) -> Itera
         yield order[start : start + size]
 
 
+def _width(context: int, lengths: Sequence[int], rows: Sequence[int]) -> int:
+    """Tokens of the longest of ``rows``, rounded up to a multiple of 8."""
+    return min(context, -(-max((lengths[row] for row in rows), default=context) // 8) * 8)
+
+
 def _trim(x: Tensor, lengths: Sequence[int] | None, rows: Sequence[int]) -> Tensor:
-    """Cut tokens (B, L) after the longest of ``rows``, rounded up to a multiple of 8."""
-    if lengths is None or not rows:
-        return x
-    longest = max(lengths[row] for row in rows)
-    return x[:, : min(x.shape[1], -(-longest // 8) * 8)]
+    """Cut tokens (B, L) after the longest of ``rows``."""
+    return x if lengths is None else x[:, : _width(x.shape[1], lengths, rows)]

@@ -232,3 +232,25 @@ def test_two_counts_that_disagree(capsys):
 )
 def test_processes_of_a_launcher(text, world):
     assert parse_command(f"{text} -m training.main").world == world
+
+
+@pytest.mark.parametrize(
+    ("model", "bias"), [("ViT-B-16", -10.0), ("ViT-B-16-SigLIP", -10.0), ("ViT-B-16 --pretrained openai", 0.0)]
+)
+def test_siglip_becomes_the_sigmoid_loss_with_its_bias(model, bias, tmp_path):
+    found = from_open_clip(f"{ONE} --siglip --model {model}")
+    assert found.tree["loss"] == {"kind": "sigmoid", "bias": bias}
+    # random weights start at open_clip's bias but not at its scale, which is said
+    assert any(note.startswith("--siglip: ") and "not at 10" in note for note in found.notes) == (bias != 0)
+    (tmp_path / "run.yaml").write_text(str(found))
+    assert load_config(tmp_path / "run.yaml").losses["sigmoid"].bias == bias
+
+
+def test_a_teacher_is_answered_with_stored_embeddings(tmp_path):
+    found = from_open_clip(f"{ONE} --distill-model ViT-L-14 --distill-pretrained openai")
+    answers = [note for note in found.notes if note.startswith("--distill")]
+    assert len(answers) == 2
+    assert all("`distillation`" in note and "teacher_image" in note for note in answers)
+    assert found.tree["loss"] == "infonce"  # what is not asked for in the sources is not in the losses
+    (tmp_path / "run.yaml").write_text(str(found))
+    load_config(tmp_path / "run.yaml")

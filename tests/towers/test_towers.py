@@ -140,3 +140,16 @@ def test_views_share_the_tower_of_their_field():
         assert set(found) == {"text", "text_view1", "text_view12"} == set(batch["lengths"])
         for name, x in (("text", first), ("text_view1", second), ("text_view12", third)):
             torch.testing.assert_close(found[name].pooled, tower(x).pooled)
+
+
+@pytest.mark.parametrize(("micro_batch", "computed"), [(None, 12 * 24), (4, 4 * 8 + 4 * 16 + 4 * 24)])
+def test_the_share_of_tokens_that_is_computed_is_what_the_tower_saw(micro_batch, computed):
+    tower = Words().eval()
+    towers = Towers({"text": tower}, micro_batch=micro_batch)
+    batch = {"text": tokens([3, 12, 20] * 4)}
+    batch["lengths"] = towers.lengths(batch)
+    with torch.no_grad():
+        towers(batch)
+    assert sum(rows * width for rows, width in tower.seen) == computed
+    assert towers.trimmed(batch) == {"text": (pytest.approx(35 / 3), computed / (12 * 24))}
+    assert towers.trimmed({"text": batch["text"], "lengths": {}}) == {}  # never cut, so nothing to say
