@@ -2,7 +2,8 @@
 
 Each error is the largest absolute difference over the largest absolute float64 value of that tensor: the loss, the gradients of both embeddings,
 of the scale and of the bias. ``max_error`` is float64's. Float32's is held against the larger of 1e-5 and four times what the dense formula
-itself loses in float32: ``max_error_fp32_excess`` is the largest ratio.
+itself loses in float32: ``max_error_fp32_excess`` is the largest ratio. What micro-batches do to the towers' gradients is in
+``tower_gradients.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+import tower_gradients
 from common import figure, finish, quick
 from torch import Tensor
 
@@ -112,6 +114,7 @@ def main() -> int:
         "max_error": figure(errors["fp64"], value=max(errors["fp64"])),
         "max_error_fp32_excess": figure(errors["fp32"], value=max(errors["fp32"])),
     }
+    figures |= {key: figure([value]) for key, value in tower_gradients.measure().items()}
     return finish("gradients", peer="the dense formula in float64", figures=figures)
 
 
