@@ -73,10 +73,12 @@ def test_ranks_of_a_node_share_its_shards(shards, web, tmp_path):
         here, there = (
             module(source, ranks=(rank, 2), node_cache=cache) for source in (Source("pairs", paths), remote(pattern))
         )
+        looks_ahead = []
+        begun = there._start
+        there._start = lambda begun=begun, of=there, seen=looks_ahead: (begun(), seen.append(of._look_ahead))[0]
         for left, right in zip(batches(here, 9), batches(there, 9), strict=True):
             same(left, right)
-        assert (there._look_ahead is None) == (rank == 1)  # one for the node
-        there.teardown("fit")
+        assert [found is None for found in looks_ahead] == [rank == 1]  # one for the node
     assert max(web.hits.values()) == 1
 
 

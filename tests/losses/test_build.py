@@ -11,8 +11,9 @@ from clipkit.losses.ring import Ring
 def module(tmp_path, tiny_model):
     def of(losses):
         path = tmp_path / "losses.yaml"
+        fields = "{image: jpg, text: txt, teacher_image: image.npy, teacher_text: text.npy}"
         path.write_text(
-            f"model: {{name: {tiny_model}}}\ndata: {{train: {{a: {{shards: a.tar}}}}, batch_size: 64}}\n"
+            f"model: {{name: {tiny_model}}}\ndata: {{train: {{a: {{shards: a.tar, fields: {fields}}}}}, batch_size: 64}}\n"
             f"losses: {losses}\ntrainer: {{length: 2 steps}}\n"
         )
         config = load_config(path)
