@@ -194,9 +194,8 @@ class _Translation:
             )
         if not self._given("siglip"):
             return "infonce"
-        if self._given(
-            "pretrained"
-        ):  # a scale comes with the weights, and open_clip adds a bias of 0 to those without one
+        if self._given("pretrained"):
+            # a scale comes with the weights, and open_clip adds a bias of 0 to those without one
             return {"kind": "sigmoid", "bias": 0.0}
         self._note(
             "siglip",
