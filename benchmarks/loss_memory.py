@@ -11,15 +11,13 @@ import ctypes
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from common import figure, finish, quick
+from common import figure, finish, peak_growth, quick
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 
@@ -29,33 +27,6 @@ from clipkit.losses.sigmoid import sigmoid
 
 WIDTH, GLOBAL = 512, 32 * 1024
 Step = Callable[[], Tensor]
-
-
-def resident() -> int:
-    """Anonymous and shared bytes of this process in memory."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return sum(int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssShmem"))
-
-
-class Highest(threading.Thread):
-    """Looks every millisecond how much memory there is, between ``start`` and ``stop``."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.before = self.most = resident()
-        self._running = True
-
-    def run(self) -> None:
-        """Look until stopped."""
-        while self._running:
-            self.most = max(self.most, resident())
-            time.sleep(0.001)
-
-    def stop(self) -> int:
-        """Bytes above the start."""
-        self._running = False
-        self.join()
-        return max(self.most, resident()) - self.before
 
 
 def embeddings(pairs: int, seed: int) -> Tensor:
@@ -127,10 +98,7 @@ def measure(make: Callable[[int], Step], pairs: int, rows: int, repetitions: int
     make(64)().backward()  # type: ignore[no-untyped-call]  # libraries take their memory once
     step = make(pairs)
     ctypes.CDLL(None).malloc_trim(0)  # nothing that lies ready may be used unseen
-    highest = Highest()
-    highest.start()
-    step().backward()  # type: ignore[no-untyped-call]
-    grown = highest.stop() - 2 * rows * WIDTH * 4
+    grown = peak_growth(lambda: step().backward()) * 2**20 - 2 * rows * WIDTH * 4  # type: ignore[no-untyped-call]
     print(json.dumps({"bytes": grown}), flush=True)
     for _ in range(repetitions):
         sys.stdin.readline()

@@ -11,7 +11,7 @@ from tests.test_training import config, final_hash, record  # noqa: F401  (confi
 
 
 class Wide(Tower):
-    """Keeps 3 x 1,000 floats a sample beside its input: the input of each layer, and what tanh gives."""
+    """Keeps 1,000 floats a sample beside its input: what tanh gives, which the second layer keeps as its own input."""
 
     def __init__(self):
         super().__init__()
