@@ -124,6 +124,7 @@ def evaluate(
     """
     from clipkit.building import cache_folder, evaluation_data
     from clipkit.evaluation.datasets import task_of
+    from clipkit.evaluation.encodings import Encodings
     from clipkit.evaluation.retrieval import Retrieval
     from clipkit.evaluation.zero_shot import ZeroShot
 
@@ -132,9 +133,9 @@ def evaluate(
     chosen = task or task_of(place)
     if chosen not in kinds:
         raise ValueError(f"there is no task {chosen!r}; tasks: {', '.join(kinds)}")
-    evaluator = kinds[chosen](place, batch_size=batch_size, workers=workers)
+    evaluator = kinds[chosen](place)
     encoder = load(model) if isinstance(model, str | Path) else model
-    return dict(evaluator.run(encoder))
+    return dict(evaluator.run(Encodings(encoder, batch_size=batch_size, workers=workers)).figures)
 
 
 def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: bool = False) -> ParityReport:

@@ -28,6 +28,7 @@ from clipkit.data.stream import StreamDataModule, data_module
 from clipkit.data.unlisted import prepare_indexes
 from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
+from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Evaluator
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
@@ -282,7 +283,7 @@ def _evaluator(spec: Any, data: str | Path) -> Evaluator:
 
 
 def _run_task(evaluator: Evaluator, module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> dict[str, Any]:
-    return dict(evaluator.run(encoder_of(module, pair, config)))
+    return dict(evaluator.run(Encodings(encoder_of(module, pair, config))).figures)
 
 
 def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Encoder:

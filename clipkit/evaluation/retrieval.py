@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from clipkit import metrics
-from clipkit.encoder import Encoder
 from clipkit.evaluation.datasets import open_retrieval
-from clipkit.evaluation.evaluator import Figures
-from clipkit.evaluation.split import encode_images, gather_by_index, my_share
+from clipkit.evaluation.encodings import Encodings
+from clipkit.evaluation.evaluator import Figures, Findings
 
 K = (1, 5, 10)
 
@@ -22,8 +19,6 @@ class Retrieval:
 
     Args:
         data: CLIP_benchmark's shards, images with captions beside them, or a CSV.
-        batch_size: Images of one forward on one rank.
-        workers: Processes a rank that read and decode images.
 
     Raises:
         ValueError: If the set cannot be used as it is, with place and cure.
@@ -31,16 +26,14 @@ class Retrieval:
 
     task = "zeroshot_retrieval"  # CLIP_benchmark's name
 
-    def __init__(self, data: str | Path, *, batch_size: int = 64, workers: int = 0) -> None:
+    def __init__(self, data: str | Path) -> None:
         self.data = open_retrieval(data)
-        self.batch_size = batch_size
-        self.workers = workers
 
-    def run(self, encoder: Encoder) -> Figures:
+    def run(self, encodings: Encodings) -> Findings:
         """Rank all images for each caption, and all captions for each image.
 
         Args:
-            encoder: The encoder, the same on every rank.
+            encodings: The encoder's embeddings, the same on every rank.
 
         Returns:
             ``image_retrieval_recall@k`` (share of captions whose image is among the k best) and
@@ -50,16 +43,15 @@ class Retrieval:
         Raises:
             ValueError: If an image cannot be read, with its name.
         """
-        texts = self.data.texts
-        image = encode_images(encoder, self.data.images, batch_size=self.batch_size, workers=self.workers)
-        mine = my_share(len(texts))
-        text = encoder.encode_text([texts[item] for item in mine])
-        text = gather_by_index(text, mine, len(texts), encoder.device)
-        with torch.no_grad():
-            ranks = metrics.ranks(image, text, self.data.owner)
+        image = encodings.images(self.data.images)
+        text = encodings.texts(self.data.texts)
+        ranks = metrics.ranks(image, text, self.data.owner)
         figures: Figures = {}
-        for k in K:
-            figures[f"image_retrieval_recall@{k}"] = metrics.recall_at(ranks.image, k) if len(image) >= k else None
-        for k in K:
-            figures[f"text_retrieval_recall@{k}"] = metrics.recall_at(ranks.text, k) if len(text) >= k else None
-        return figures | {"samples": len(image), "captions": len(text)}
+        outcomes = {}
+        for way, found, candidates in (("image", ranks.image, len(image)), ("text", ranks.text, len(text))):
+            for k in K:
+                name = f"{way}_retrieval_recall@{k}"
+                figures[name] = metrics.recall_at(found, k) if candidates >= k else None
+                if candidates >= k:
+                    outcomes[name] = found < k
+        return Findings(figures | {"samples": len(image), "captions": len(text)}, outcomes)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from clipkit.data.embedded import materialise
 from clipkit.encoder import Encoder
+from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.exporters.open_clip import export_open_clip
@@ -53,7 +54,7 @@ def test_zero_shot(both: Any, sets: dict[str, Path], name: str, monkeypatch: pyt
         theirs = zeroshot_classification.evaluate(
             model, loader, tokenizer, data.classes, data.templates, "cpu", amp=False
         )
-    ours = ZeroShot(sets[name]).run(encoder)
+    ours = ZeroShot(sets[name]).run(Encodings(encoder)).figures
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs, abs=1e-9)
     assert ours["samples"] > 100
 
@@ -66,7 +67,7 @@ def test_retrieval(both: Any, sets: dict[str, Path]) -> None:
         batch_size=None,
     )
     theirs = zeroshot_retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
-    ours = Retrieval(sets["retrieval"], workers=1).run(encoder)
+    ours = Retrieval(sets["retrieval"]).run(Encodings(encoder, workers=1)).figures
     assert {key: ours[key] for key in theirs} == pytest.approx(theirs, abs=1e-6)
     assert ours["captions"] == 3 * ours["samples"]
     assert ours["text_retrieval_recall@10"] > 0

@@ -3,15 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from clip_benchmark.metrics import zeroshot_classification
 
+from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.retrieval import Retrieval
-from clipkit.evaluation.zero_shot import ZeroShot, class_embeddings
+from clipkit.evaluation.zero_shot import ZeroShot
 
 from .conftest import COLOURS, ColourEncoder, png
 
@@ -19,20 +20,20 @@ Squares = Callable[..., Path]
 
 
 def test_zero_shot(squares: Squares, encoder: Any) -> None:
-    figures = ZeroShot(squares(), batch_size=3).run(encoder)
+    figures = ZeroShot(squares()).run(Encodings(encoder, batch_size=3)).figures
     assert figures == {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0, "samples": 10}
 
 
 def test_zero_shot_counts_what_is_wrong(squares: Squares, encoder: Any) -> None:
     names = ["green", "red", "blue", "yellow", "white"]  # the first two swapped: 6 of 10 samples are wrong
-    figures = ZeroShot(squares(), classnames=names, workers=1).run(encoder)
+    figures = ZeroShot(squares(), classnames=names).run(Encodings(encoder, workers=1)).figures
     assert figures == {"acc1": 0.4, "acc5": 1.0, "mean_per_class_recall": 0.5, "samples": 10}
 
 
 def test_class_embeddings_equal_clip_benchmarks(encoder: Any) -> None:
     names, templates = ["red", "green", "blue"], ["a {c} square", "{c} and yellow", "blue {c}"]
     theirs = zeroshot_classification.zero_shot_classifier(encoder, Texts, names, templates, "cpu", amp=False)
-    assert torch.allclose(class_embeddings(encoder, names, templates), theirs.T, atol=1e-6)
+    assert torch.allclose(Encodings(encoder).classes(names, templates), theirs.T, atol=1e-6)
 
 
 class Texts(list[str]):
@@ -42,6 +43,35 @@ class Texts(list[str]):
         return self
 
 
+def test_each_set_is_encoded_once(squares: Squares, encoder: Any) -> None:
+    counting = Counting(encoder)
+    encodings, root = Encodings(cast(Any, counting)), squares()
+    first = ZeroShot(root).run(encodings)
+    seen = dict(counting.seen)
+    again = ZeroShot(root).run(encodings)
+    assert seen["encode_image"] == 10
+    assert counting.seen == seen, "the second evaluator encoded the set again"
+    assert first.figures == again.figures
+    assert float(first.outcomes["acc1"].double().mean()) == first.figures["acc1"]
+
+
+class Counting:
+    """An encoder that counts what it is given."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+        self.seen = {"encode_image": 0, "encode_text": 0}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.seen:
+            return getattr(self.encoder, name)
+        return lambda items, **how: self._count(name, items, how)
+
+    def _count(self, name: str, items: Any, how: dict[str, Any]) -> Any:
+        self.seen[name] += len(items)
+        return getattr(self.encoder, name)(items, **how)
+
+
 def test_without_templates_the_default_is_said(tmp_path: Path, encoder: Any, caplog: pytest.LogCaptureFixture) -> None:
     for name in COLOURS:
         (tmp_path / name).mkdir()
@@ -49,7 +79,7 @@ def test_without_templates_the_default_is_said(tmp_path: Path, encoder: Any, cap
     evaluator = ZeroShot(tmp_path)
     assert evaluator.templates == ("a photo of a {c}.", "{c}")
     assert "brings no templates: 'a photo of a {c}.' and '{c}' are used" in caplog.text
-    assert evaluator.run(encoder)["acc1"] == 1.0
+    assert evaluator.run(Encodings(encoder)).figures["acc1"] == 1.0
 
 
 def test_retrieval(tmp_path: Path, encoder: Any) -> None:
@@ -57,7 +87,7 @@ def test_retrieval(tmp_path: Path, encoder: Any) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(COLOURS[name]))
         (tmp_path / f"{name}.txt").write_text(f"a {name} square\nonly {name}")
     (tmp_path / "red.txt").write_text("a red square\na green mistake")
-    figures = Retrieval(tmp_path).run(encoder)
+    figures = Retrieval(tmp_path).run(Encodings(encoder)).figures
     assert figures["image_retrieval_recall@1"] == 7 / 8
     assert figures["text_retrieval_recall@1"] == 0.75  # green ties with the mistake, and a tie is a miss
     assert figures["text_retrieval_recall@5"] == 1.0
@@ -72,18 +102,18 @@ def test_an_unreadable_image_is_an_error_that_names_it(squares: Squares, encoder
     blue = png(COLOURS["blue"])  # sample 6
     shard.write_bytes(shard.read_bytes().replace(blue, blue[:16] + bytes(len(blue) - 16)))
     with pytest.raises(ValueError, match=r"1.tar, sample 's0000006': unreadable image \("):
-        ZeroShot(root).run(encoder)
+        ZeroShot(root).run(Encodings(encoder))
 
 
 def _rank(rank: int, world: int, root: str, out: str) -> None:
     torch.set_num_threads(1)  # a forked child has no thread pool
     torch.distributed.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=world)
-    encoder: Any = ColourEncoder()
+    encodings = Encodings(cast(Any, ColourEncoder()), batch_size=2)
     found: dict[str, Any] = {}
-    found["zero_shot"] = ZeroShot(f"{root}/wds_classification", batch_size=2).run(encoder)
-    found["retrieval"] = Retrieval(f"{root}/wds_retrieval").run(encoder)
+    found["zero_shot"] = ZeroShot(f"{root}/wds_classification").run(encodings).figures
+    found["retrieval"] = Retrieval(f"{root}/wds_retrieval").run(encodings).figures
     try:
-        ZeroShot(f"{root}/broken").run(encoder)
+        ZeroShot(f"{root}/broken").run(encodings)
     except ValueError as error:
         found["error"] = str(error)
     Path(out, f"{rank}.json").write_text(json.dumps(found))
@@ -100,7 +130,9 @@ def test_ranks_agree_with_one_process(squares: Squares, encoder: Any, tmp_path: 
     out = tmp_path / "out"
     out.mkdir()
     mp.start_processes(_rank, args=(world, str(tmp_path), str(out)), nprocs=world, start_method="fork")
-    expected = {"zero_shot": ZeroShot(sets[0]).run(encoder), "retrieval": Retrieval(sets[1]).run(encoder)}
+    alone = Encodings(encoder)
+    zero_shot, retrieval = ZeroShot(sets[0]).run(alone), Retrieval(sets[1]).run(alone)
+    expected = {"zero_shot": zero_shot.figures, "retrieval": retrieval.figures}
     for rank in range(world):
         found = json.loads((out / f"{rank}.json").read_text())
         assert "red/1.png: unreadable image (empty" in found.pop("error")

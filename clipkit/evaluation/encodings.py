@@ -1,0 +1,98 @@
+"""What one encoder makes of data sets: each set's images encoded once, each list of classes once, over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clipkit.encoder import Encoder
+from clipkit.evaluation.prompts import fill
+from clipkit.evaluation.samples import ImageFile
+from clipkit.evaluation.split import encode_images, gather_by_index, my_share
+
+_TEXTS_AT_ONCE = 8192  # prompts whose embeddings are held before they are averaged
+
+
+class Encodings:
+    """Embeddings by an encoder, computed on first use and shared between evaluators.
+
+    The images and texts of the last set are kept, so that several evaluators of one set encode it once; class
+    embeddings are kept for good, so that sets with equal names and templates share them.
+
+    Args:
+        encoder: The encoder, the same on every rank.
+        batch_size: Images of one forward on one rank.
+        workers: Processes a rank that read and decode images.
+    """
+
+    def __init__(self, encoder: Encoder, *, batch_size: int = 64, workers: int = 0) -> None:
+        self.encoder = encoder
+        self.batch_size = batch_size
+        self.workers = workers
+        self._images: tuple[tuple[ImageFile, ...], Tensor] | None = None
+        self._texts: tuple[tuple[str, ...], Tensor] | None = None
+        self._classes: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+
+    def images(self, images: Sequence[ImageFile]) -> Tensor:
+        """Embeddings of images.
+
+        Args:
+            images: Where the images lie (N).
+
+        Returns:
+            (N, D) float32, unit norm, on the CPU, the same on every rank.
+
+        Raises:
+            ValueError: If an image cannot be read, on every rank, with its name.
+        """
+        key = tuple(images)
+        if self._images is None or self._images[0] != key:
+            found = encode_images(self.encoder, images, batch_size=self.batch_size, workers=self.workers)
+            self._images = key, found
+        return self._images[1]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts.
+
+        Args:
+            texts: The texts (M).
+
+        Returns:
+            (M, D) float32, unit norm, on the CPU, the same on every rank.
+        """
+        key = tuple(texts)
+        if self._texts is None or self._texts[0] != key:
+            mine = my_share(len(texts))
+            rows = self.encoder.encode_text([texts[item] for item in mine])
+            self._texts = key, gather_by_index(rows, mine, len(texts), self.encoder.device)
+        return self._texts[1]
+
+    def classes(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """One embedding a class: the mean over prompts of unit-norm text embeddings, at unit norm again.
+
+        Args:
+            classnames: Names of the classes (C).
+            templates: Prompts with ``{c}`` (T).
+
+        Returns:
+            (C, D) float32, unit norm, on the CPU, the same on every rank.
+        """
+        key = tuple(classnames), tuple(templates)
+        if key not in self._classes:
+            self._classes[key] = _class_embeddings(self.encoder, classnames, templates)
+        return self._classes[key]
+
+
+@torch.no_grad()
+def _class_embeddings(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+    mine = my_share(len(classnames))
+    at_once = max(1, _TEXTS_AT_ONCE // len(templates))
+    parts = [encoder.encode_text([])]
+    for start in range(0, len(mine), at_once):
+        names = [classnames[label] for label in mine[start : start + at_once]]
+        text = encoder.encode_text([fill(template, name) for name in names for template in templates])
+        parts.append(normalize(text.reshape(len(names), len(templates), -1).mean(1), dim=-1))
+    return gather_by_index(torch.cat(parts), mine, len(classnames), encoder.device)
