@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from clipkit.config import RunConfig, load_config
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from clipkit.exporters.parity import ParityReport
     from clipkit.training import Outcome
 
-Task = Literal["zero_shot", "retrieval"]
 FORMATS = ("open_clip",)
 
 
@@ -108,32 +107,32 @@ def _outcome_of_ranks(folder: Path, code: int, message: str) -> Outcome:
 
 
 def evaluate(
-    model: str | Path | Encoder, *, data: str | Path, task: Task | None = None, batch_size: int = 64, workers: int = 0
+    model: str | Path | Encoder,
+    *,
+    data: str | Path,
+    task: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Score an encoder on a data set.
 
     Args:
         model: An encoder, or what ``load`` takes.
         data: CLIP_benchmark's WebDataset layout, class folders, images with captions beside them, a CSV, or ``embedded:NAME``.
-        task: ``zero_shot`` or ``retrieval``; None asks the data.
+        task: A kind of task (``zero_shot``, ``retrieval``, ...); None asks the data.
+        options: Further keys of that kind, as ``evaluate.tasks`` has them.
         batch_size: Images of one forward.
         workers: Processes that read and decode images.
 
     Returns:
         Figures by name, as fractions.
     """
-    from clipkit.building import cache_folder, evaluation_data
-    from clipkit.evaluation.datasets import task_of
+    from clipkit.data.index import default_cache
     from clipkit.evaluation.encodings import Encodings
-    from clipkit.evaluation.retrieval import Retrieval
-    from clipkit.evaluation.zero_shot import ZeroShot
+    from clipkit.evaluation.kinds import build_evaluator, task_spec
 
-    place = evaluation_data(data, cache_folder())
-    kinds: dict[str, type[ZeroShot] | type[Retrieval]] = {"zero_shot": ZeroShot, "retrieval": Retrieval}
-    chosen = task or task_of(place)
-    if chosen not in kinds:
-        raise ValueError(f"there is no task {chosen!r}; tasks: {', '.join(kinds)}")
-    evaluator = kinds[chosen](place)
+    evaluator = build_evaluator(task_spec(data, default_cache(), kind=task, options=options), default_cache())
     encoder = load(model) if isinstance(model, str | Path) else model
     return dict(evaluator.run(Encodings(encoder, batch_size=batch_size, workers=workers)).figures)
 

@@ -29,9 +29,8 @@ from clipkit.data.unlisted import prepare_indexes
 from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.encodings import Encodings
-from clipkit.evaluation.evaluator import Evaluator
-from clipkit.evaluation.retrieval import Retrieval
-from clipkit.evaluation.zero_shot import ZeroShot
+from clipkit.evaluation.kinds import build_evaluator
+from clipkit.evaluation.places import EMBEDDED
 from clipkit.loading import load_pair
 from clipkit.losses.base import Loss
 from clipkit.losses.build import Surroundings, build_loss
@@ -44,7 +43,6 @@ from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
 from clipkit.towers.towers import Towers, batchnorm_names
 
-EMBEDDED = "embedded:"
 LossFactory = Callable[[Callable[[tuple[str, str]], LogitScale]], Loss]
 """Makes an own loss; it is given a function that returns the scale of a pair of fields."""
 
@@ -254,36 +252,17 @@ def build_data(
     return module
 
 
-def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> dict[str, Callable[[], dict[str, Any]]]:
-    """The evaluations of ``evaluate.tasks``, each over the towers in training."""
+def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> Callable[[], dict[str, Any]]:
+    """All evaluations of ``evaluate.tasks`` over the towers in training: ``val/TASK/FIGURE`` to value, each set encoded once."""
     cache = cache_folder(config)
-    tasks: dict[str, Callable[[], dict[str, Any]]] = {}
-    for name, spec in config.evaluate.tasks.items():
-        data = evaluation_data(spec.data, cache)
-        tasks[name] = partial(_run_task, _evaluator(spec, data), module, pair, config)
-    return tasks
+    evaluators = {name: build_evaluator(spec, cache) for name, spec in config.evaluate.tasks.items()}
 
+    def run() -> dict[str, Any]:
+        encodings = Encodings(encoder_of(module, pair, config))  # anew each time: the towers have moved on
+        found = {name: evaluator.run(encodings).figures for name, evaluator in evaluators.items()}
+        return {f"val/{name}/{key}": value for name, figures in found.items() for key, value in figures.items()}
 
-def evaluation_data(data: str | Path, cache: Path) -> str | Path:
-    """DATA as it is, or the folder that ``embedded:NAME`` stands for."""
-    if not str(data).startswith(EMBEDDED):
-        return data
-    found = resolve(str(data), cache)
-    if not isinstance(found, Path):
-        raise ValueError(
-            f"{data} is a training set; evaluation sets are embedded:style_transfer, unseen, subgroup, retrieval"
-        )
-    return found
-
-
-def _evaluator(spec: Any, data: str | Path) -> Evaluator:
-    if spec.kind == "zero_shot":
-        return ZeroShot(data, templates=spec.templates, classnames=spec.classnames)
-    return Retrieval(data)
-
-
-def _run_task(evaluator: Evaluator, module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> dict[str, Any]:
-    return dict(evaluator.run(Encodings(encoder_of(module, pair, config))).figures)
+    return run
 
 
 def encoder_of(module: CLIPModule, pair: OpenClipPair, config: RunConfig) -> Encoder:

@@ -56,7 +56,7 @@ from clipkit.run_folder import (
 from clipkit.towers.open_clip import OpenClipPair
 
 STOPPED_CODE = 75
-Tasks = dict[str, Callable[[], dict[str, Any]]]
+Tasks = Callable[[], dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -252,11 +252,15 @@ def _auto_micro_batch(run: _Run, module: CLIPModule, found: Path | None) -> int 
 
 def _tasks(run: _Run, module: CLIPModule) -> Tasks:
     """What is evaluated, opened and looked at now: a mistake in it must not show after a night of training."""
-    tasks: Tasks = build_tasks(run.config, module, run.pair)
-    if run.config.data.val:
-        check_validation(run.data)
-        tasks[""] = lambda: validation_loss(module, run.data)
-    return tasks
+    tasks = build_tasks(run.config, module, run.pair)
+    if not run.config.data.val:
+        return tasks if run.config.evaluate.tasks else None
+    check_validation(run.data)
+
+    def all_tasks() -> dict[str, Any]:
+        return tasks() | {f"val/{key}": value for key, value in validation_loss(module, run.data).items()}
+
+    return all_tasks
 
 
 def _trainer(

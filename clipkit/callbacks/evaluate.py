@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ class Evaluate(Callback):
     """Run tasks and log their figures as ``val/TASK/FIGURE``.
 
     Args:
-        tasks: Task name to a function that computes its figures on all ranks together.
+        tasks: Computes all figures, ``val/TASK/FIGURE``, on all ranks together; None where there is nothing to evaluate.
         at_start: Whether to evaluate before the first step too.
         every: Samples between evaluations, or None for clock and end alone.
         batch_size: Pairs of one step over all ranks.
@@ -34,7 +34,7 @@ class Evaluate(Callback):
     def __init__(
         self,
         *,
-        tasks: Mapping[str, Callable[[], Figures]],
+        tasks: Callable[[], Figures] | None,
         at_start: bool,
         every: int | None,
         batch_size: int,
@@ -56,7 +56,7 @@ class Evaluate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate what training starts from; a run that goes on has those figures already."""
-        if self.at_start and trainer.global_step == 0:
+        if self.at_start and self.tasks is not None and trainer.global_step == 0:
             self._evaluate(trainer)
 
     def on_train_batch_end(
@@ -67,7 +67,7 @@ class Evaluate(Callback):
         self.now.clear()
         by_clock = self.agreement.take("evaluate")
         due = step >= self.steps or (self.every is not None and crossed(step, self.batch_size, self.every))
-        if not self.tasks or not (by_clock or due):
+        if self.tasks is None or not (by_clock or due):
             return
         self._evaluate(trainer)
         self.now.update(self.figures)
@@ -75,8 +75,7 @@ class Evaluate(Callback):
     def _evaluate(self, trainer: Trainer) -> None:
         step = trainer.global_step
         self.figures.clear()
-        for name, run in self.tasks.items():
-            found = {f"val/{name}/{key}" if name else f"val/{key}": value for key, value in run().items()}
-            self.figures.update(found)
+        assert self.tasks is not None
+        self.figures.update(self.tasks())
         self.metrics.write(trainer, step, self.figures)
         say(f"evaluated at step {step} on {distributed.world_size()} rank(s)")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipkit.building import EMBEDDED
 from clipkit.data.embedded import resolve
 from clipkit.data.source import DEFAULT_FIELDS, Place, Source, expand_shards
 from clipkit.data.urls import is_remote, shown
+from clipkit.evaluation.places import EMBEDDED
 
 
 def shards_of(path: str, cache: Path) -> list[str]:

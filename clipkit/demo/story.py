@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from clipkit import api
-from clipkit.building import evaluation_data
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.say import say
 from clipkit.config import RunConfig, load_config, write_config
@@ -24,6 +23,7 @@ from clipkit.demo.proofs import Proofs
 from clipkit.demo.table import print_summary
 from clipkit.encoder import Encoder
 from clipkit.evaluation.datasets import open_retrieval
+from clipkit.evaluation.places import local_place
 from clipkit.run_folder import CONFIG
 
 MARKER = "demo.json"
@@ -95,10 +95,10 @@ def _config(out: Path, *, quick: bool) -> RunConfig:
 def _scores(encoder: Encoder, cache: Path) -> dict[str, Any]:
     found: dict[str, Any] = baselines()
     for name in TASKS:
-        figures = api.evaluate(encoder, data=evaluation_data(f"embedded:{name}", cache), task="zero_shot")
+        figures = api.evaluate(encoder, data=local_place(f"embedded:{name}", cache), task="zero_shot")
         wanted = ("acc1",) if name == "subgroup" else ("acc1", "acc5")
         found[name] = {key: figures[key] for key in wanted} | found[name]
-    found["retrieval"] = api.evaluate(encoder, data=evaluation_data("embedded:retrieval", cache), task="retrieval")
+    found["retrieval"] = api.evaluate(encoder, data=local_place("embedded:retrieval", cache), task="retrieval")
     return found
 
 
