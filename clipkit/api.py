@@ -114,27 +114,41 @@ def evaluate(
     options: Mapping[str, Any] | None = None,
     batch_size: int = 64,
     workers: int = 0,
+    precision: str = "fp32",
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Score an encoder on a data set.
+    """Score an encoder on a data set, on all ranks where there are several.
 
     Args:
         model: An encoder, or what ``load`` takes.
-        data: CLIP_benchmark's WebDataset layout, class folders, images with captions beside them, a CSV, or ``embedded:NAME``.
+        data: CLIP_benchmark's WebDataset layout (here or remote), class folders, images with captions beside them, a CSV, COCO's or
+            Karpathy's JSON, or ``embedded:NAME``.
         task: A kind of task (``zero_shot``, ``retrieval``, ...); None asks the data.
         options: Further keys of that kind, as ``evaluate.tasks`` has them.
         batch_size: Images of one forward.
         workers: Processes that read and decode images.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        seed: Of the bootstrap.
 
     Returns:
-        Figures by name, as fractions.
+        Figures by name, as fractions, each that is a mean over samples followed by its 95 % interval ``NAME_ci``.
+
+    Raises:
+        ValueError: If the data, the task or an option cannot be used as they are, with place and cure.
     """
+    from clipkit.callbacks.say import say
     from clipkit.data.index import default_cache
-    from clipkit.evaluation.encodings import Encodings
+    from clipkit.evaluation.engine import Question, Setting, evaluate_sets
     from clipkit.evaluation.kinds import build_evaluator, task_spec
 
     evaluator = build_evaluator(task_spec(data, default_cache(), kind=task, options=options), default_cache())
     encoder = load(model) if isinstance(model, str | Path) else model
-    return dict(evaluator.run(Encodings(encoder, batch_size=batch_size, workers=workers)).figures)
+    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed)
+    warned = [Question(str(data), evaluator)]
+    (result,) = evaluate_sets(
+        encoder, warned, setting, say=lambda line: say(line) if line.startswith("warning") else None
+    )
+    return dict(result.metrics)
 
 
 def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: bool = False) -> ParityReport:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from clipkit.data.images import image_tensor
 from clipkit.data.transforms import Preprocess
 from clipkit.towers.base import Tokenize
-from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, open_clip_state_dict
+from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, open_clip_state_dict, token_counts
+
+_TOKENISED = 8192  # texts of one call of the tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Encoder:
         self.logit_bias = bias
         self.info = info
         self.preprocess = preprocess_of(info.preprocess)
+        self.texts_cut = 0
+        """How many texts given so far were longer than the context."""
 
     @classmethod
     def from_pair(cls, pair: OpenClipPair, *, model: str, pretrained: str | None) -> Encoder:
@@ -106,7 +110,9 @@ class Encoder:
         return self._encode(self.image, images, self.prepare, batch_size)
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
-        """Embed texts; one longer than the context is cut, as open_clip cuts it.
+        """Embed texts; one longer than the context is cut, as open_clip cuts it, and counted in ``texts_cut``.
+
+        Where a shorter sequence is exact, texts of like length share a forward, each trimmed to its own longest.
 
         Args:
             texts: The texts; a single string is refused.
@@ -114,10 +120,29 @@ class Encoder:
 
         Returns:
             (M, D) float32, unit norm, on the CPU.
+
+        Raises:
+            ValueError: If it is a single string.
         """
         if isinstance(texts, str):
             raise ValueError(f"encode_text takes a list of texts, got the string {texts!r}; write [{texts!r}]")
-        return self._encode(self.text, texts, self._tokens, batch_size)
+        tokens = [self.tokenize(list(texts[at : at + _TOKENISED])) for at in range(0, len(texts), _TOKENISED)]
+        rows = torch.cat(tokens) if tokens else torch.empty(0, 1, dtype=torch.int64)
+        lengths = self.text.lengths(rows) if len(rows) else []
+        full = range(len(rows)) if lengths is None else [i for i, n in enumerate(lengths) if n == rows.shape[1]]
+        if full:
+            count = token_counts(self.tokenize, [texts[i] for i in full])
+            self.texts_cut += sum(tokens > rows.shape[1] for tokens in count)
+        order = range(len(rows)) if lengths is None else sorted(range(len(rows)), key=lengths.__getitem__)
+
+        def batch(chosen: Sequence[int]) -> Tensor:
+            longest = rows.shape[1] if lengths is None else max(lengths[i] for i in chosen)
+            return rows[list(chosen), :longest]
+
+        found = self._encode(self.text, order, batch, batch_size)
+        out = torch.empty_like(found)
+        out[list(order)] = found
+        return out
 
     def similarity(self, image: Tensor, text: Tensor) -> Tensor:
         """Cosines (N, M) of unit-norm embeddings (N, D) and (M, D)."""
@@ -131,11 +156,6 @@ class Encoder:
         """Weights under the keys of open_clip's own class for ``info.config``, on the CPU."""
         state = open_clip_state_dict(self.info.config, self.image, self.text, self.log_scale, self.logit_bias)
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
-
-    def _tokens(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenize(list(texts))
-        lengths = self.text.lengths(tokens)
-        return tokens if lengths is None else tokens[:, : max(lengths)]
 
     @torch.no_grad()
     def _encode(self, tower: nn.Module, items: Sequence[Any], prepare: Any, batch_size: int) -> Tensor:

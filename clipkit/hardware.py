@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from clipkit.config import RunConfig
@@ -24,3 +26,23 @@ def uses_gpu(config: RunConfig) -> bool:
             "trainer.accelerator=gpu, but torch sees no CUDA device here; use cpu or auto, or install a CUDA build of torch"
         )
     return present and wanted != "cpu"
+
+
+def pick_device(wanted: str) -> str:
+    """The device of this process for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; of several ranks on a machine each has its own GPU.
+
+    Raises:
+        ValueError: If it is none of those, or not here.
+    """
+    if wanted not in ("auto", "cpu", "cuda") and not wanted.startswith("cuda:"):
+        raise ValueError(f"--device {wanted}: take auto, cpu, cuda or cuda:N")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"--device {wanted}: torch sees no CUDA device here; use cpu, or install a CUDA build of torch"
+        )
+    number = int(os.environ.get("LOCAL_RANK", "0")) if ":" not in wanted else int(wanted.partition(":")[2])
+    if number >= torch.cuda.device_count():
+        raise ValueError(f"--device {wanted}: no GPU {number} here, there are {torch.cuda.device_count()}")
+    return f"cuda:{number}"

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -77,12 +78,23 @@ def start_ranks(
         The exit code as DESIGN defines it, and the last words of rank 0 (empty where there are none).
     """
     with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
-        resolved, outcome = Path(folder) / "run.yaml", Path(folder) / "outcome.json"
+        resolved = Path(folder) / "run.yaml"
         write_config(config, resolved)
+        command = ["fit", str(resolved), "--resume", resume, *(["--plugin", plugin] if plugin else [])]
+        return run_again([*command, *allowed.flags()], ranks=ranks)
+
+
+def run_again(arguments: Sequence[str], *, ranks: int) -> tuple[int, str]:
+    """Run a command line of clipkit on fresh processes of this machine; as ``start_ranks``.
+
+    Args:
+        arguments: What follows ``clipkit``.
+        ranks: How many processes.
+    """
+    with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
+        outcome = Path(folder) / "outcome.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "clipkit", "fit", str(resolved), "--resume", resume]
-        command += ["--plugin", plugin] if plugin else []
-        command += allowed.flags()
+        command += ["-m", "clipkit", *arguments]
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:

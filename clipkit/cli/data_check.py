@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from clipkit.building import cache_folder, shipped_model
 from clipkit.cli.data_paths import fields_of, shards_of
 from clipkit.config.model import split_model
 from clipkit.data.atomic import write_atomically
@@ -22,7 +23,7 @@ from clipkit.data.gathered import Gathered
 from clipkit.data.parallel import map_shards
 from clipkit.evaluation.datasets import open_classification, open_retrieval, task_of
 from clipkit.evaluation.folders import find_images
-from clipkit.evaluation.places import EMBEDDED, cache_folder, shipped_model
+from clipkit.evaluation.places import EMBEDDED
 from clipkit.evaluation.samples import ImageFile
 from clipkit.evaluation.shards import find_layout
 from clipkit.towers.open_clip import TokenCount, build_tokenizer

@@ -1,42 +1,112 @@
-"""``clipkit evaluate``: a model on data sets, as a table and as files."""
+"""``clipkit evaluate``: a model on data sets, as a table and as files, on one process or on ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import yaml
 from rich.console import Console
 
-from clipkit import api
-from clipkit.evaluation.result import Result, table, write_results
+from clipkit import api, distributed
+from clipkit.callbacks.say import say
+from clipkit.cli.evaluate_progress import Watch
+from clipkit.data.index import default_cache
+from clipkit.evaluation.engine import Question, Setting, evaluate_sets
+from clipkit.evaluation.kinds import build_evaluator, task_spec
+from clipkit.evaluation.places import EMBEDDED
+from clipkit.evaluation.result import FILES, check_out, table, write_results
+from clipkit.evaluation.suites import Suite, find_sets, load_suite, summary, summary_lines, write_summary
+from clipkit.hardware import pick_device
 
-_TASKS = {"zero_shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}  # CLIP_benchmark's names
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of ``clipkit evaluate``."""
+
+    model: str
+    data: Sequence[str]
+    task: str | None
+    options: Sequence[str]
+    suite: str | None
+    root: str | None
+    out: Path | None
+    device: str
+    setting: Setting
 
 
-def evaluate_all(
-    model: str, data: Sequence[str], *, task: str | None, out: Path | None, batch_size: int, workers: int
-) -> None:
+def evaluate_all(asked: Asked) -> None:
     """Score a model on each data set, print percent and write fractions.
 
     Raises:
-        ValueError: If the task is unknown, or several results would go to one file.
+        ValueError: If anything that was asked for cannot be had.
     """
-    if task is not None and task not in _TASKS:
-        raise ValueError(f"--task {task}: there is no such task; tasks: {', '.join(_TASKS)}")
-    if out is not None and out.suffix == ".json" and len(data) > 1:
-        raise ValueError(f"--out {out}: {len(data)} results do not go into one file; name a folder")
-    if out is not None and (out.is_dir() if out.suffix == ".json" else out.exists() and not out.is_dir()):
-        kind = "a folder" if out.is_dir() else "a file"
-        raise ValueError(f"--out {out}: it is {kind}; name a file FILE.json for one result, or a folder")
-    encoder = api.load(model)
-    results = []
-    for place in data:
-        figures = api.evaluate(encoder, data=place, task=cast(Any, task), batch_size=batch_size, workers=workers)
-        kind = "retrieval" if "image_retrieval_recall@5" in figures else "zero_shot"
-        name = place.removeprefix("embedded:") if place.startswith("embedded:") else Path(place).resolve().stem
-        results.append(Result(name, encoder.info.model, encoder.info.pretrained or "", _TASKS[kind], figures))
-    Console().print(table(results))
-    if out is not None:
-        for path in write_results(results, out):
-            print(f"written to {path}")
+    local, nodes = distributed.launcher_world()
+    device = pick_device(asked.device)
+    distributed.init(local * nodes, gpu=device.startswith("cuda"))
+    suite, questions = _questions(asked)
+    if asked.out is not None:
+        check_out(asked.out, len(questions))
+    encoder = api.load(asked.model, device=device)
+    folder = asked.out if asked.out is not None and asked.out.suffix not in FILES else None
+    with Watch(sum(question.samples for question in questions)) as watch:
+        results = evaluate_sets(encoder, questions, asked.setting, out=folder, say=watch.say, on_images=watch.on_images)
+    if distributed.rank() == 0:
+        Console().print(table(results))
+        if suite is not None:
+            found = summary(suite, results)
+            print("\n".join(summary_lines(suite, found)))
+            if folder is not None:
+                print(f"written to {write_summary(suite, found, folder)}")
+        if asked.out is not None and folder is None:
+            write_results(results, asked.out)
+        if asked.out is not None:
+            print(f"written to {asked.out}")
+    distributed.barrier()
+
+
+def _questions(asked: Asked) -> tuple[Suite | None, list[Question]]:
+    cache, options = default_cache(), _options(asked.options)
+    if asked.suite is None:
+        if not asked.data:
+            raise ValueError("nothing to evaluate on: give --data PATH, or --suite NAME --root DIR")
+        specs = [task_spec(place, cache, kind=asked.task, options=options) for place in asked.data]
+        return None, [
+            Question(_name(place), build_evaluator(spec, cache)) for place, spec in zip(asked.data, specs, strict=True)
+        ]
+    if asked.data or asked.task or options:
+        raise ValueError("--suite names its own data and tasks; leave --data, --task and --option out")
+    suite = load_suite(asked.suite)
+    found, missing = find_sets(suite, asked.root, cache)
+    if missing:
+        say(f"{suite.name}: {len(missing)} of {len(suite.sets)} sets are not there: {', '.join(missing)}")
+    if not found:
+        raise ValueError(
+            f"{suite.name}: none of its sets lies in {asked.root}; fetch them, or name their folder with --root"
+        )
+    questions = []
+    for name, place in found.items():
+        entry = suite.sets[name]
+        spec = task_spec(place, cache, kind=entry.task, options=entry.options)
+        questions.append(Question(name, build_evaluator(spec, cache), entry.samples, {"suite": suite.name}))
+    return suite, questions
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` with YAML's values."""
+    found = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--option {text}: write key=value, such as templates='a photo of a {{c}}.'")
+        # a text with braces, such as a template, is no YAML mapping
+        found[key] = value if "{" in value and not value.startswith(("{", "[")) else yaml.safe_load(value)
+    return found
+
+
+def _name(place: str) -> str:
+    if place.startswith(EMBEDDED):
+        return place.removeprefix(EMBEDDED)
+    return place.rstrip("/").rsplit("/", 1)[-1] if "://" in place else Path(place).resolve().stem

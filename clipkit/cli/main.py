@@ -21,6 +21,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="CLIP-style contrastive pretraining: fit, evaluate, export.",
 )
+_arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")
 app.add_typer(data_verbs.app, name="data")
 
@@ -74,16 +75,43 @@ def fit(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
-    data: Annotated[list[str], typer.Option(help="Shards, class folders, captioned images or a CSV; may be repeated.")],
-    task: Annotated[str | None, typer.Option(help="zero_shot or retrieval; by default the data says.")] = None,
-    out: Annotated[Path | None, typer.Option(help="FILE.json for one result, a folder for several.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Shards (here or a URL), class folders, captioned images, a CSV or JSON; may be repeated."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="zero_shot, retrieval, ...; by default the data says.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value of the task; may be repeated.")] = None,
+    suite: Annotated[
+        str | None, typer.Option(help="datacomp38, vtab, imagenet-shift, retrieval, mini, or FILE.yaml.")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Folder or URL that holds the sets of --suite.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="FILE.json for one result, FILE.csv or FILE.md, or a folder: it is gone on with."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    devices: Annotated[int, typer.Option(min=1, help="Processes of this machine that share each set.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
 ) -> None:
     """Score any model on data of your own or on a benchmark."""
-    from clipkit.cli.evaluate import evaluate_all
+    from clipkit import distributed
 
-    evaluate_all(model, data, task=task, out=out, batch_size=batch_size, workers=workers)
+    if devices > 1 and not distributed.launched():
+        from clipkit.launch import run_again
+
+        code, message = run_again(sys.argv[1:] if _arguments is None else _arguments, ranks=devices)
+        if code:
+            print(message, file=sys.stderr)
+            raise typer.Exit(code)
+        return
+    from clipkit.cli.evaluate import Asked, evaluate_all
+    from clipkit.evaluation.engine import Setting
+
+    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed)
+    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting))
 
 
 @app.command()
@@ -103,6 +131,8 @@ def export(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
+    global _arguments
+    _arguments = arguments
     if os.environ.get("CLIPKIT_OUTCOME"):
         from clipkit.launch import die_with_parent, started_here
 

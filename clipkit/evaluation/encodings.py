@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from clipkit.evaluation.prompts import fill
 from clipkit.evaluation.samples import ImageFile
 from clipkit.evaluation.split import encode_images, gather_by_index, my_share
 
-_TEXTS_AT_ONCE = 8192  # prompts whose embeddings are held before they are averaged
+PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Name to the type of autocast; None for none."""
+TEXTS = 512  # of one forward
+_TEXTS_AT_ONCE = 32768  # prompts whose embeddings are held before they are averaged
 
 
 class Encodings:
@@ -26,10 +29,27 @@ class Encodings:
         encoder: The encoder, the same on every rank.
         batch_size: Images of one forward on one rank.
         workers: Processes a rank that read and decode images.
+        precision: One of ``PRECISIONS``: what the towers compute in (autocast); embeddings are float32.
+        on_images: Told of images that this rank has encoded.
+
+    Raises:
+        ValueError: If there is no such precision.
     """
 
-    def __init__(self, encoder: Encoder, *, batch_size: int = 64, workers: int = 0) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        precision: str = "fp32",
+        on_images: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is not known; take one of {', '.join(PRECISIONS)}")
         self.encoder = encoder
+        self.precision = precision
+        self.on_images = on_images
         self.batch_size = batch_size
         self.workers = workers
         self._images: tuple[tuple[ImageFile, ...], Tensor] | None = None
@@ -46,11 +66,19 @@ class Encodings:
             (N, D) float32, unit norm, on the CPU, the same on every rank.
 
         Raises:
-            ValueError: If an image cannot be read, on every rank, with its name.
+            ValueError: If an image cannot be read or its embedding is not finite, on every rank, with its name.
         """
         key = tuple(images)
         if self._images is None or self._images[0] != key:
-            found = encode_images(self.encoder, images, batch_size=self.batch_size, workers=self.workers)
+            with self._arithmetic():
+                found = encode_images(
+                    self.encoder,
+                    images,
+                    batch_size=self.batch_size,
+                    workers=self.workers,
+                    on_images=self.on_images,
+                )
+            self._require_finite(found, images)
             self._images = key, found
         return self._images[1]
 
@@ -66,8 +94,11 @@ class Encodings:
         key = tuple(texts)
         if self._texts is None or self._texts[0] != key:
             mine = my_share(len(texts))
-            rows = self.encoder.encode_text([texts[item] for item in mine])
-            self._texts = key, gather_by_index(rows, mine, len(texts), self.encoder.device)
+            with self._arithmetic():
+                rows = self.encoder.encode_text([texts[item] for item in mine], batch_size=TEXTS)
+            found = gather_by_index(rows, mine, len(texts), self.encoder.device)
+            self._require_finite(found, texts)
+            self._texts = key, found
         return self._texts[1]
 
     def classes(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -82,8 +113,24 @@ class Encodings:
         """
         key = tuple(classnames), tuple(templates)
         if key not in self._classes:
-            self._classes[key] = _class_embeddings(self.encoder, classnames, templates)
+            with self._arithmetic():
+                found = _class_embeddings(self.encoder, classnames, templates)
+            self._require_finite(found, classnames)
+            self._classes[key] = found
         return self._classes[key]
+
+    def _arithmetic(self) -> torch.autocast:
+        dtype = PRECISIONS[self.precision] or torch.bfloat16
+        return torch.autocast(self.encoder.device.type, dtype, enabled=PRECISIONS[self.precision] is not None)
+
+    def _require_finite(self, rows: Tensor, items: Sequence[object]) -> None:
+        bad = (~torch.isfinite(rows)).any(1).nonzero().squeeze(1).tolist()
+        if bad:
+            cure = "evaluate with precision fp32" if self.precision == "fp16" else "the weights are broken"
+            first = items[bad[0]]
+            raise ValueError(
+                f"{len(bad)} of {len(rows)} embeddings hold NaN or infinity, the first is of {first!s}: {cure}"
+            )
 
 
 @torch.no_grad()
@@ -93,6 +140,6 @@ def _class_embeddings(encoder: Encoder, classnames: Sequence[str], templates: Se
     parts = [encoder.encode_text([])]
     for start in range(0, len(mine), at_once):
         names = [classnames[label] for label in mine[start : start + at_once]]
-        text = encoder.encode_text([fill(template, name) for name in names for template in templates])
+        text = encoder.encode_text([fill(template, name) for name in names for template in templates], batch_size=TEXTS)
         parts.append(normalize(text.reshape(len(names), len(templates), -1).mean(1), dim=-1))
     return gather_by_index(torch.cat(parts), mine, len(classnames), encoder.device)

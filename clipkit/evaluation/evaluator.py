@@ -22,11 +22,15 @@ class Findings:
         figures: The headline figures.
         outcomes: For a figure that is a mean over independent units (images, captions, pairs), the value of each unit,
             under the figure's name: what intervals and paired tests are computed from.
+        clusters: For such a figure, which cluster each unit belongs to (int64), where units are not independent: captions of one image.
+        strata: For such a figure, the stratum of each unit (int64), where it is the mean over strata of the mean within: recall by class.
         details: Tables behind the figures (per class, per group), JSON types only.
     """
 
     figures: Figures
     outcomes: Mapping[str, Tensor] = field(default_factory=dict)
+    clusters: Mapping[str, Tensor] = field(default_factory=dict)
+    strata: Mapping[str, Tensor] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.evaluator import Figures
 
 _COUNTS = ("samples", "captions")  # numbers of things, not fractions
+_PLAIN = r"rank|temperature|uniformity|alignment"  # numbers that are neither
 
 
 @dataclass(frozen=True)
@@ -62,40 +65,111 @@ class Result:
         return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part) + ".json"
 
 
+FILES = (".json", ".csv", ".md")
+"""Endings of ``--out`` that name a file; anything else is a folder."""
+
+
+def refuse_equal_names(results: Sequence[Result], out: Path) -> None:
+    """Two results of one file name would overwrite one another.
+
+    Raises:
+        ValueError: With the name.
+    """
+    names = [result.filename for result in results]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{out}: two results would both be {twice}; rename one of the data sets")
+
+
+def check_out(out: Path, results: int) -> None:
+    """Whether so many results can be written there.
+
+    Raises:
+        ValueError: If several would go to one JSON file, or a folder stands where a file should, or the other way round.
+    """
+    if out.suffix == ".json" and results != 1:
+        raise ValueError(f"{out}: {results} results do not go into one file; name a folder, or a .csv or .md")
+    if out.is_dir() if out.suffix in FILES else out.exists() and not out.is_dir():
+        kind = "a folder" if out.is_dir() else "a file"
+        raise ValueError(f"{out}: it is {kind}; name a file ({', '.join(FILES)}), or a folder")
+
+
 def write_results(results: Sequence[Result], out: Path) -> list[Path]:
-    """Write one result to a ``.json`` file, or any number to a folder.
+    """Write results.
 
     Args:
         results: What to write.
-        out: ``X.json`` or a folder.
+        out: ``X.json`` for one, ``X.csv`` or ``X.md`` for a table of them, or a folder of JSON files.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: If several results would go to one file.
+        ValueError: If several results would go to one JSON file.
     """
+    check_out(out, len(results))
     if out.suffix == ".json":
-        if len(results) != 1:
-            raise ValueError(f"{out}: {len(results)} results do not go into one file; name a folder")
         return [results[0].write(out)]
-    names = [result.filename for result in results]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"{out}: two results would both be {twice}; rename one of the data sets")
-    return [result.write(out / name) for result, name in zip(results, names, strict=True)]
+    if out.suffix in FILES:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = _csv(results) if out.suffix == ".csv" else _markdown(results)
+        write_atomically(out, lambda file: file.write(text.encode()))
+        return [out]
+    refuse_equal_names(results, out)
+    return [result.write(out / result.filename) for result in results]
+
+
+def rows(results: Sequence[Result]) -> Iterator[tuple[Result, str, Any, list[float] | None]]:
+    """Each figure of each result with its interval, where it has one."""
+    for result in results:
+        for name, value in result.metrics.items():
+            if not name.endswith("_ci"):
+                interval = result.metrics.get(f"{name}_ci")
+                yield result, name, value, interval if isinstance(interval, list) else None
 
 
 def table(results: Sequence[Result]) -> Table:
     """Results as a table, a figure a row, fractions as percent."""
-    shown = Table("data", "model", "figure", "value", title=None)
-    shown.columns[3].justify = "right"
-    for result in results:
-        model = f"{result.model}:{result.pretrained}" if result.pretrained else result.model
-        for number, (name, value) in enumerate(result.metrics.items()):
-            shown.add_row(*((result.dataset, model) if number == 0 else ("", "")), name, percent(name, value))
-        shown.add_section()
+    shown = Table("data", "model", "figure", "value", "95 % interval", title=None)
+    shown.columns[3].justify = shown.columns[4].justify = "right"
+    last = None
+    for result, name, value, interval in rows(results):
+        if result is not last and last is not None:
+            shown.add_section()
+        head = ("", "") if result is last else (result.dataset, _model(result))
+        shown.add_row(*head, name, percent(name, value), percent(name, interval) if interval else "")
+        last = result
     return shown
+
+
+def _csv(results: Sequence[Result]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["dataset", "model", "pretrained", "task", "figure", "value", "low", "high"])
+    for result, name, value, interval in rows(results):
+        shown = "" if value is None else json.dumps(value)
+        writer.writerow(
+            [result.dataset, result.model, result.pretrained, result.task, name, shown, *(interval or ("", ""))]
+        )
+    return file.getvalue()
+
+
+def _markdown(results: Sequence[Result]) -> str:
+    lines = ["| data | model | figure | value | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
+    for result, name, value, interval in rows(results):
+        cells = (
+            result.dataset,
+            _model(result),
+            name,
+            percent(name, value),
+            percent(name, interval) if interval else "",
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _model(result: Result) -> str:
+    return f"{result.model}:{result.pretrained}" if result.pretrained else result.model
 
 
 def percent(name: str, value: float | int | list[float] | None) -> str:
@@ -103,12 +177,16 @@ def percent(name: str, value: float | int | list[float] | None) -> str:
 
     >>> percent("acc1", 0.6334), percent("samples", 50000), percent("acc5", None), percent("acc1_ci", [0.1, 0.2])
     ('63.34 %', '50,000', '-', '10.00 to 20.00 %')
+    >>> percent("median_rank", 3.0)
+    '3.00'
     """
     if value is None:
         return "-"
     if isinstance(value, list):
         return " to ".join(f"{100 * part:.2f}" for part in value) + " %"
-    return f"{value:,}" if name in _COUNTS else f"{100 * value:.2f} %"
+    if name in _COUNTS or (isinstance(value, int) and value > 1):
+        return f"{value:,}"
+    return f"{value:.2f}" if re.search(_PLAIN, name) else f"{100 * value:.2f} %"
 
 
 def _without_nan(value: Any) -> Any:

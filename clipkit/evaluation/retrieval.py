@@ -54,4 +54,7 @@ class Retrieval:
                 figures[name] = metrics.recall_at(found, k) if candidates >= k else None
                 if candidates >= k:
                     outcomes[name] = found < k
-        return Findings(figures | {"samples": len(image), "captions": len(text)}, outcomes)
+        clusters = {
+            name: self.data.owner for name in outcomes if name.startswith("image")
+        }  # an image's captions together
+        return Findings(figures | {"samples": len(image), "captions": len(text)}, outcomes, clusters)

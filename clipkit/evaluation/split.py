@@ -44,7 +44,14 @@ def gather_by_index(rows: Tensor, index: Sequence[int], total: int, device: torc
     return out
 
 
-def encode_images(encoder: Encoder, images: Sequence[ImageFile], *, batch_size: int, workers: int) -> Tensor:
+def encode_images(
+    encoder: Encoder,
+    images: Sequence[ImageFile],
+    *,
+    batch_size: int,
+    workers: int,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Tensor:
     """Embed all images (N, D), shared among the ranks.
 
     Args:
@@ -52,6 +59,7 @@ def encode_images(encoder: Encoder, images: Sequence[ImageFile], *, batch_size: 
         images: Where the images lie (N).
         batch_size: Images of one forward on one rank.
         workers: Processes a rank that read, decode and resize; 0 does it in this one.
+        on_images: Told after each batch how many of this rank's images it held.
 
     Returns:
         (N, D) float32, unit norm, on the CPU, the same on every rank.
@@ -71,6 +79,7 @@ def encode_images(encoder: Encoder, images: Sequence[ImageFile], *, batch_size: 
         if error is not None:
             break
         parts.append(encoder.encode_image(batch, batch_size=batch_size))
+        on_images(len(batch))
     agree_on_error(error)
     rows = torch.cat(parts) if parts else encoder.encode_image([])
     return gather_by_index(rows, mine, len(images), encoder.device)

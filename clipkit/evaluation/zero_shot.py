@@ -66,5 +66,6 @@ class ZeroShot:
             "mean_per_class_recall": metrics.mean_per_class_recall(ranks == 0, labels),
             "samples": len(image),
         }
-        outcomes = {"acc1": ranks < 1, "acc5": ranks < 5}
-        return Findings(figures, {name: hit for name, hit in outcomes.items() if figures[name] is not None})
+        hits = {"acc1": ranks < 1, "acc5": ranks < 5, "mean_per_class_recall": ranks < 1}
+        outcomes = {name: hit for name, hit in hits.items() if figures[name] is not None}
+        return Findings(figures, outcomes, strata={"mean_per_class_recall": labels})

@@ -13,7 +13,7 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -304,15 +304,19 @@ class TokenCount:
 
     def __call__(self, texts: list[str]) -> list[int]:
         """The number of tokens of each text."""
-        tokenize: Any = build_tokenizer(self.model)[0]
-        if hasattr(tokenize, "encode"):  # SimpleTokenizer: start and end around it
-            return [len(tokenize.encode(text)) + 2 for text in texts]
-        from open_clip.tokenizer import basic_clean, canonicalize_text
+        return token_counts(build_tokenizer(self.model)[0], texts)
 
-        clean = getattr(tokenize, "clean_fn", None) or (lambda text: canonicalize_text(basic_clean(text)))  # SigLIP's
-        added = getattr(tokenize, "tokenizer_mode", "") == "clips"  # it puts three of its own around what it cuts
-        held = tokenize.tokenizer([clean(text) for text in texts], add_special_tokens=not added, truncation=False)
-        return [len(tokens) + 3 * added for tokens in held.input_ids]
+
+def token_counts(tokenize: Any, texts: Sequence[str]) -> list[int]:
+    """How long texts are before they are cut to the context of a tokenizer, special tokens included."""
+    if hasattr(tokenize, "encode"):  # SimpleTokenizer: start and end around it
+        return [len(tokenize.encode(text)) + 2 for text in texts]
+    from open_clip.tokenizer import basic_clean, canonicalize_text
+
+    clean = getattr(tokenize, "clean_fn", None) or (lambda text: canonicalize_text(basic_clean(text)))  # SigLIP's
+    added = getattr(tokenize, "tokenizer_mode", "") == "clips"  # it puts three of its own around what it cuts
+    held = tokenize.tokenizer([clean(text) for text in texts], add_special_tokens=not added, truncation=False)
+    return [len(tokens) + 3 * added for tokens in held.input_ids]
 
 
 def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None) -> OpenClipPair:
