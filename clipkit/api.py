@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from clipkit.building import LossFactory
     from clipkit.encoder import Encoder
     from clipkit.exporters.parity import ParityReport
-    from clipkit.training import Outcome
+    from clipkit.run_folder import Outcome
 
 FORMATS = ("open_clip",)
 
@@ -179,15 +179,16 @@ def _outcome(folder: Path) -> Outcome:
     """How the run in a folder ended, read from its files."""
     from clipkit.callbacks.metrics import RECORD
     from clipkit.checkpoint import newest
-    from clipkit.run_folder import STOPPED, finished_step
-    from clipkit.training import Outcome
+    from clipkit.run_folder import STOPPED, Outcome, finished_step
 
     found, _ = newest(folder / "checkpoints")
     step, steps = finished_step(found)
-    stopped = json.loads((folder / STOPPED).read_text())["reason"] if (folder / STOPPED).is_file() else None
+    word = json.loads((folder / STOPPED).read_text()) if (folder / STOPPED).is_file() else {"code": 0}
+    early = word.get("reason") if word["code"] == 0 else None
+    stopped = word["reason"] if word["code"] else None
     lines = (
         [json.loads(line) for line in (folder / RECORD).read_text().splitlines()] if (folder / RECORD).is_file() else []
     )
     evaluated = [line for line in lines if any(name.startswith("val/") for name in line)]
     figures = {name: value for name, value in (evaluated[-1] if evaluated else {}).items() if name.startswith("val/")}
-    return Outcome(folder, step, steps, stopped, figures)
+    return Outcome(folder, step, steps, stopped, figures, early)

@@ -7,10 +7,12 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipkit import distributed
 from clipkit.checkpoint import INFO, CheckpointError, newest, shapes, steps, verify
 from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG, COMMAND, ENVIRONMENT, STOPPED = "config.yaml", "command.txt", "environment.json", "stopped.json"
+STOPPED_CODE = 75
 MAY_CHANGE = (
     "run:",
     "data.workers",
@@ -29,6 +32,7 @@ MAY_CHANGE = (
     "checkpoint.",
     "evaluate.every",
     "evaluate.at_start",
+    "evaluate.stop",
     "logging.",
 )
 """Keys that do not decide what is computed; a run may go on with others."""
@@ -38,6 +42,26 @@ DATA = ("data.", "seed:")
 _MISMATCH_CURE = (
     ", or go on with its weights and optimiser at the beginning of the new data: the same command with --allow-mismatch"
 )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    steps: int
+    stopped: str | None = None
+    """The signal that stopped it, None for a finished run."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Figures of the last evaluation."""
+    early: str | None = None
+    """Why ``evaluate.stop`` ended it before its length; None if it did not."""
+
+    @property
+    def code(self) -> int:
+        """The process's exit code: 0 finished, 75 stopped and resumable."""
+        return STOPPED_CODE if self.stopped else 0
 
 
 def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch: bool = False) -> list[str]:
@@ -168,6 +192,20 @@ def recorded_micro_batch(checkpoint: Path) -> dict[str, Any] | None:
 def write_stopped(folder: Path, **fields: Any) -> None:
     """Leave word of why the run stopped."""
     (folder / STOPPED).write_text(json.dumps(fields) + "\n")
+
+
+def stop_rule(config: RunConfig) -> dict[str, Any] | None:
+    """The early stop that a configuration asks for, as ``stopped.json`` holds it."""
+    return None if config.evaluate.stop is None else config.evaluate.stop.model_dump()
+
+
+def stopped_early(folder: Path, config: RunConfig) -> str | None:
+    """Why the run ended before its length, if it did so by this very rule (with another or none it may go on): rank 0's answer."""
+    word: dict[str, Any] = {}
+    if distributed.rank() == 0 and (folder / STOPPED).is_file():
+        word = json.loads((folder / STOPPED).read_text())
+    word = distributed.gather_json(word)[0]
+    return str(word["reason"]) if word.get("code") == 0 and word.get("rule") == stop_rule(config) else None
 
 
 def environment() -> dict[str, Any]:

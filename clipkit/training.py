@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from clipkit.building import (
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
+from clipkit.callbacks.early_stop import EarlyStop
 from clipkit.callbacks.ema import Ema
 from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
@@ -43,6 +44,8 @@ from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
 from clipkit.run_folder import (
+    STOPPED_CODE,
+    Outcome,
     check_folder,
     check_weights,
     data_state,
@@ -51,30 +54,13 @@ from clipkit.run_folder import (
     record_start,
     recorded_micro_batch,
     recorded_plugin,
+    stop_rule,
+    stopped_early,
     write_stopped,
 )
 from clipkit.towers.open_clip import OpenClipPair
 
-STOPPED_CODE = 75
 Tasks = Callable[[], dict[str, Any]] | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: Path
-    step: int
-    steps: int
-    stopped: str | None = None
-    """The signal that stopped it, None for a finished run."""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """Figures of the last evaluation."""
-
-    @property
-    def code(self) -> int:
-        """The process's exit code: 0 finished, 75 stopped and resumable."""
-        return STOPPED_CODE if self.stopped else 0
 
 
 def train(
@@ -152,6 +138,9 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     if found is not None and resume == "auto" and step >= steps:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
+    if found is not None and resume == "auto" and (early := stopped_early(folder, config)):
+        say(f"{folder} is finished at step {step} of {steps}, {early}; for more, change or remove evaluate.stop")
+        return Outcome(folder, step, steps, early=early)
     pair = build_model(config)
     data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allowed.pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
@@ -225,16 +214,18 @@ def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
     )  # from here on nothing is wrong that could be seen before
     figures: dict[str, Any] = {}
     trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
+    early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     _announce(run, module, found)
     trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
-    stopped = (agreement.signal_name or "signal to another rank") if step < run.steps else None
+    reason = early.reason if early is not None and step < run.steps else None
+    stopped = (agreement.signal_name or "signal to another rank") if step < run.steps and reason is None else None
     if checkpoint_io.failures:
         say(f"warning: {checkpoint_io.failures} checkpoints could not be written")
     if distributed.rank() == 0:
-        _last_words(run, step, stopped)
+        _last_words(run, step, stopped, reason)
     distributed.barrier()
-    return Outcome(run.folder, step, run.steps, stopped, figures)
+    return Outcome(run.folder, step, run.steps, stopped, figures, reason)
 
 
 def _auto_micro_batch(run: _Run, module: CLIPModule, found: Path | None) -> int | None:
@@ -321,6 +312,13 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
         figures=figures,
         now=now,
     )
+    stop = config.evaluate.stop
+    monitor = config.watched_figure
+    early = (
+        [EarlyStop(monitor=monitor, patience=stop.patience, min_delta=stop.min_delta, figures=now)]
+        if stop is not None and monitor is not None
+        else []
+    )
     save = SaveCheckpoints(
         folder=run.folder / "checkpoints",
         every=run.in_samples(config.checkpoint.every),
@@ -337,7 +335,7 @@ def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str,
     )
     guard = ReportSkipped(every=window, steps=steps)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, metrics, evaluate, save, OffTheClock(metrics)]
+    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
 
 
 def _clocks(config: RunConfig) -> dict[str, float]:
@@ -381,7 +379,9 @@ def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
         say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")
 
 
-def _last_words(run: _Run, step: int, stopped: str | None) -> None:
+def _last_words(run: _Run, step: int, stopped: str | None, early: str | None) -> None:
+    if early is not None:
+        write_stopped(run.folder, reason=early, step=step, steps=run.steps, code=0, rule=stop_rule(run.config))
     if stopped is None:
         say(
             f"finished at step {step}; figures in {run.folder / RECORD}, weights in {run.folder / 'checkpoints' / str(step)}"

@@ -17,6 +17,7 @@ from clipkit import distributed
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.say import say
 from clipkit.checkpoint import read_checkpoint, remove_checkpoint, remove_unfinished, steps, write_checkpoint
+from clipkit.config.evaluate import smaller_is_better
 
 _IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule")
 
@@ -70,7 +71,7 @@ class SaveCheckpoints(Callback):
         steps: Steps of the whole run.
         keep_last: How many of the newest stay.
         keep_best: How many of the best by ``best`` stay beside them.
-        best: The figure that decides (``val/imagenet/acc1``); larger is better, but of a loss smaller is.
+        best: The figure that decides (``val/imagenet/acc1``); which way is better says ``smaller_is_better``.
         agreement: Tells what the ranks agreed on.
         figures: Figures that were measured at this very step, filled by another callback.
     """
@@ -100,7 +101,7 @@ class SaveCheckpoints(Callback):
         self.scores: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The figure of each checkpoint that has one, a loss negated."""
+        """The figure of each checkpoint that has one, negated where smaller is better."""
         return {"scores": self.scores}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -126,7 +127,7 @@ class SaveCheckpoints(Callback):
     def _save(self, trainer: Trainer, step: int) -> None:
         score = self.figures.get(self.best) if self.best is not None else None
         if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
-            self.scores[str(step)] = -float(score) if str(self.best).startswith("val/loss") else float(score)
+            self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
         trainer.save_checkpoint(self.folder / str(step))
         if trainer.is_global_zero:
             self._prune()

@@ -10,6 +10,7 @@ from typing import Any
 
 from clipkit.callbacks.metrics import RECORD
 from clipkit.checkpoint import steps
+from clipkit.config.evaluate import smaller_is_better
 
 Record = Mapping[str, Any]
 _SHORT = {f"{way}_retrieval_recall@{k}": f"{way} R@{k}" for k in (1, 5) for way in ("image", "text")} | {
@@ -59,8 +60,8 @@ def _place(name: str) -> int:
 
 
 def best_checkpoint(folder: Path, record: Sequence[Record], figure: str) -> tuple[Path | None, str]:
-    """The kept checkpoint with the best figure, and a line that says so; a loss is best where it is least."""
-    sign = -1 if figure.startswith("val/loss") else 1
+    """The kept checkpoint with the best figure, and a line that says so; some are best where they are least."""
+    sign = -1 if smaller_is_better(figure) else 1
     kept = {int(path.name): path for path in steps(folder / "checkpoints")}
     scores = {line["step"]: sign * line[figure] for line in record if line.get(figure) is not None}
     found = [step for step in scores if step in kept]

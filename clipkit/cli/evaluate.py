@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from clipkit.evaluation.places import EMBEDDED
 from clipkit.evaluation.result import FILES, check_out, table, write_results
 from clipkit.evaluation.suites import Suite, find_sets, load_suite, summary, summary_lines, write_summary
 from clipkit.hardware import pick_device
+from clipkit.quiet import quieten
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ def evaluate_all(asked: Asked) -> None:
     Raises:
         ValueError: If anything that was asked for cannot be had.
     """
+    quieten()
     local, nodes = distributed.launcher_world()
     device = pick_device(asked.device)
     distributed.init(local * nodes, gpu=device.startswith("cuda"))
     suite, questions = _questions(asked)
     if asked.out is not None:
         check_out(asked.out, len(questions))
+    torch.manual_seed(asked.setting.seed)  # random weights, where there are no others, are the same on every rank
     encoder = api.load(asked.model, device=device)
     folder = asked.out if asked.out is not None and asked.out.suffix not in FILES else None
     with Watch(sum(question.samples for question in questions)) as watch:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from clipkit.config.base import Interval, Name, Spec, Text, Texts
+from clipkit.config.base import Interval, Name, NotNegative, Spec, Text, Texts
+from clipkit.config.units import Count
 
 
 class ZeroShotSpec(Spec):
@@ -38,6 +40,32 @@ class RetrievalSpec(Spec):
 TaskSpec = Annotated[ZeroShotSpec | RetrievalSpec, Field(discriminator="kind")]
 
 
+_SMALLER = re.compile(r"loss|ece|gap|rank|error", re.IGNORECASE)
+
+
+def smaller_is_better(figure: str) -> bool:
+    """Whether a figure is best where it is least, by the last part of its name: losses, calibration errors, gaps, ranks.
+
+    >>> smaller_is_better("val/loss"), smaller_is_better("val/coco/image_median_rank"), smaller_is_better("val/gap/acc1")
+    (True, True, False)
+    """
+    path = figure.split("/")
+    return bool(_SMALLER.search(path[1] if path[:2] == ["val", "loss"] else path[-1]))
+
+
+class StopSpec(Spec):
+    """When a run ends before its length."""
+
+    monitor: Text | None = Field(
+        None,
+        description="The figure to watch, such as val/TASK/acc1; unset: the first task's first figure, else val/loss.",
+    )
+    patience: Annotated[Count, Field(ge=1)] = Field(
+        3, description="Evaluations in a row without a better figure that end the run."
+    )
+    min_delta: NotNegative = Field(0.0, description="By how much a figure must be better to count.")
+
+
 class EvaluateSpec(Spec):
     """What is measured, and when."""
 
@@ -46,6 +74,9 @@ class EvaluateSpec(Spec):
     )
     at_start: bool = Field(
         False, description="Evaluate before the first step too; the end of the run then says before and after."
+    )
+    stop: StopSpec | None = Field(
+        None, description="Early stop; unset: none. Its last step is saved, the run counts as finished."
     )
     tasks: dict[Name, TaskSpec] = Field(
         default_factory=dict, description="Tasks by name; their figures are logged as val/NAME/FIGURE."

@@ -61,6 +61,12 @@ class RunConfig(Spec):
             return None
         return self.checkpoint.best or next(iter(figures(self)), None)
 
+    @property
+    def watched_figure(self) -> str | None:
+        """The figure that `evaluate.stop` goes by; None without an early stop."""
+        stop = self.evaluate.stop
+        return None if stop is None else stop.monitor or next(iter(figures(self)), None)
+
 
 def figures(config: RunConfig) -> list[str]:
     """Name every figure that the run's evaluation gives; the first is the default of `checkpoint.best`."""
@@ -116,13 +122,16 @@ def _view_faults(config: RunConfig) -> list[Fault]:
 def _evaluation_faults(config: RunConfig) -> list[Fault]:
     faults: list[Fault] = []
     known = figures(config)
-    for key in ("every", "at_start"):
+    for key in ("every", "at_start", "stop"):
         if getattr(config.evaluate, key) and not known:
             faults.append((("evaluate", key), "nothing to evaluate: give `evaluate.tasks` or `data.val`"))
     for name in held_out(config):
         if name in config.evaluate.tasks:
             message = "a task of this name comes with the source of the same name (data.pack.split); rename one"
             faults.append((("evaluate", "tasks", name), message))
+    watched = config.evaluate.stop.monitor if config.evaluate.stop else None
+    if watched is not None and known and watched not in known:
+        faults.append((("evaluate", "stop", "monitor"), f"names no figure of this run; one of: {', '.join(known)}"))
     best = config.checkpoint.best
     if best is not None and best not in known:
         message = f"names no figure of this run; {'one of: ' + ', '.join(known) if known else 'it evaluates nothing'}"

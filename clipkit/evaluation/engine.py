@@ -41,7 +41,7 @@ class Question:
     @property
     def samples(self) -> int:
         """How many images it holds, 0 where the evaluator does not say."""
-        data = getattr(self.evaluator, "data", None)
+        data: Any = getattr(self.evaluator, "data", None)
         return len(data) if hasattr(data, "__len__") else 0
 
 
@@ -85,7 +85,8 @@ def evaluate_sets(
         A result a set, in order, the same on every rank.
 
     Raises:
-        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, or two results have one name.
+        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, two results have one name, or the
+            ranks hold different weights.
     """
     for question in questions:
         require_count(question.name, question.samples, question.expected)
@@ -99,6 +100,8 @@ def evaluate_sets(
     if doubt := preprocessing_doubt(encoder):
         say(doubt)
     hashes = encoder_hashes(encoder)
+    if any(theirs != hashes for theirs in distributed.gather_json(hashes)):
+        raise ValueError("the ranks hold different weights; give every rank the same model")
     blanks = [_blank(encoder, question, setting, hashes) for question in questions]
     if out is not None:
         refuse_equal_names(blanks, out)

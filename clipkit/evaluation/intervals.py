@@ -75,7 +75,7 @@ def _means(sums: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, resamp
 
 
 def _means_within(x: np.ndarray, strata: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
-    """Means over strata of the mean within, of draws from all units: were each stratum drawn by itself, one of a single unit would never vary."""
+    """Means over strata of the mean within, of draws from all units: drawn by itself, a stratum of one unit would never vary."""
     cells, counts = np.unique(np.stack([strata.astype(float), x], axis=1), axis=0, return_counts=True)
     first = np.flatnonzero(np.diff(cells[:, 0], prepend=-1.0))  # where each stratum's cells begin
     at_once, parts = max(1, _CELLS // len(cells)), []
