@@ -183,7 +183,7 @@ def _outcome(folder: Path) -> Outcome:
 
     found, _ = newest(folder / "checkpoints")
     step, steps = finished_step(found)
-    word = json.loads((folder / STOPPED).read_text()) if (folder / STOPPED).is_file() else {"code": 0}
+    word: dict[str, Any] = json.loads((folder / STOPPED).read_text()) if (folder / STOPPED).is_file() else {"code": 0}
     early = word.get("reason") if word["code"] == 0 else None
     stopped = word["reason"] if word["code"] else None
     lines = (

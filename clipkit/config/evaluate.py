@@ -34,7 +34,11 @@ class RetrievalSpec(Spec):
     )
 
     kind: Literal["retrieval"] = Field(description="Which task this is.")
-    data: Text = Field(description="Shards, a folder of images with captions beside them, a CSV, or embedded:NAME.")
+    data: Text = Field(
+        description="Shards, a folder of images with captions beside them, a CSV, COCO's or Karpathy's JSON, or embedded:NAME."
+    )
+    images: Text | None = Field(None, description="The folder of a JSON's images; unset: looked for near the file.")
+    split: Text = Field("test", description="Which split of Karpathy's JSON is read.")
 
 
 TaskSpec = Annotated[ZeroShotSpec | RetrievalSpec, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Open whatever the user calls DATA: shards, class folders, images with captions beside them, a CSV."""
+"""Open whatever the user calls DATA: shards, class folders, images with captions beside them, a CSV, a JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from clipkit.evaluation.caption_json import open_caption_json
 from clipkit.evaluation.folders import has_captions_beside, open_caption_folder, open_class_folders, open_csv
 from clipkit.evaluation.samples import ClassificationSet, RetrievalSet, check_templates
 from clipkit.evaluation.shards import find_layout, open_classification_shards, open_retrieval_shards
@@ -50,19 +51,27 @@ def open_classification(
     return found
 
 
-def open_retrieval(data: str | Path) -> RetrievalSet:
-    """Open a set for retrieval: CLIP_benchmark's shards, images with captions beside them, or a CSV.
+def open_retrieval(data: str | Path, *, images: str | Path | None = None, split: str = "test") -> RetrievalSet:
+    """Open a set for retrieval: CLIP_benchmark's shards, images with captions beside them, a CSV, COCO's or Karpathy's JSON.
 
     Args:
-        data: The folder or the CSV.
+        data: The folder or the file.
+        images: The folder of a JSON's images; None looks near it.
+        split: Which split of Karpathy's JSON is read.
 
     Raises:
         ValueError: If it cannot be used as it is, with place and cure.
     """
     path = _existing(data)
+    if path.suffix.lower() == ".json" and path.is_file():
+        return open_caption_json(path, images=images, split=split)
+    if images is not None or split != "test":
+        raise ValueError(f"{path}: images= and split= belong to a JSON file of captions; leave them out")
     if path.is_file():
         if path.suffix.lower() not in _CSV:
-            raise ValueError(f"{path}: a file that is no {' or '.join(_CSV)}; retrieval takes a folder or a CSV")
+            raise ValueError(
+                f"{path}: a file that is no {' or '.join(_CSV)} or .json; retrieval takes a folder or one of them"
+            )
         return open_csv(path)
     layout = find_layout(path)
     return open_retrieval_shards(layout) if layout else open_caption_folder(path)

@@ -18,7 +18,9 @@ class Retrieval:
     The set is opened at once, so mistakes show at start.
 
     Args:
-        data: CLIP_benchmark's shards, images with captions beside them, or a CSV.
+        data: CLIP_benchmark's shards, images with captions beside them, a CSV, COCO's or Karpathy's JSON.
+        images: The folder of a JSON's images; None looks near it.
+        split: Which split of Karpathy's JSON is read.
 
     Raises:
         ValueError: If the set cannot be used as it is, with place and cure.
@@ -26,8 +28,8 @@ class Retrieval:
 
     task = "zeroshot_retrieval"  # CLIP_benchmark's name
 
-    def __init__(self, data: str | Path) -> None:
-        self.data = open_retrieval(data)
+    def __init__(self, data: str | Path, *, images: str | Path | None = None, split: str = "test") -> None:
+        self.data = open_retrieval(data, images=images, split=split)
 
     def run(self, encodings: Encodings) -> Findings:
         """Rank all images for each caption, and all captions for each image.

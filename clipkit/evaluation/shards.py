@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from clipkit.data.index import ShardIndex, load_index
+from clipkit.data.listing import read_lists
 from clipkit.evaluation.samples import (
     IMAGE_EXTENSIONS,
     ClassificationSet,
@@ -135,6 +136,7 @@ def _samples(layout: Layout, field: str) -> Iterator[tuple[ImageFile, str]]:
     """Each sample's image and the text of its field."""
     for shard in _shards(layout.split):
         index = load_index(shard)
+        _require_listed(shard, len(index))
         for sample in range(len(index)):
             place = f"{shard}, sample {index.name(sample)!r}"
             extension = next((name for name in IMAGE_EXTENSIONS if _has(index, name, sample)), None)
@@ -149,6 +151,16 @@ def _samples(layout: Layout, field: str) -> Iterator[tuple[ImageFile, str]]:
                 raise ValueError(f"{place}: .{field} is no UTF-8 at byte {error.start}; pack it again") from error
             start, size = (int(column[sample]) for column in index.fields[extension])
             yield ImageFile(path=shard, key=index.name(sample), offset=start, length=size), text
+
+
+def _require_listed(shard: Path, samples: int) -> None:
+    """Hold a shard against the folder's ``index.json``, where there is one: a tar that lost its end at a sample's edge reads well."""
+    listed = read_lists(str(shard.parent), None)[0].get(shard.name)
+    if listed is not None and (listed["count"], listed["size"]) != (samples, shard.stat().st_size):
+        raise ValueError(
+            f"{shard}: {samples:,} samples in {shard.stat().st_size:,} bytes, but index.json beside it lists {listed['count']:,} in "
+            f"{listed['size']:,}; fetch the shard again, or list it anew with clipkit data index"
+        )
 
 
 def _has(index: ShardIndex, field: str, sample: int) -> bool:

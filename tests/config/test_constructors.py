@@ -53,8 +53,8 @@ PAIRS = [
     (SLIPSpec, SLIP, {"width"}, {"kind", "weight"}),
     (SogCLRSpec, SogCLR, {"scale"}, {"kind", "weight", "scale"}),
     (OptimSpec, Optim, {"steps", "layers"}, {"clip_norm", "ema"}),
-    (ZeroShotSpec, ZeroShot, {"batch_size", "workers"}, {"kind"}),
-    (RetrievalSpec, Retrieval, {"batch_size", "workers"}, {"kind"}),
+    (ZeroShotSpec, ZeroShot, set(), {"kind"}),
+    (RetrievalSpec, Retrieval, set(), {"kind"}),
 ]
 
 
