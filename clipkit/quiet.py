@@ -19,6 +19,7 @@ def quieten() -> None:
         ".*You're resuming from a checkpoint that ended before.*",  # our loader resumes from the data's position
         ".*The number of training batches.*is smaller than the logging interval.*",
         ".*srun.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # a rule of evaluate.stop that was taken away
         ".*in eval mode at the start of training.*",  # locked towers
         ".*isinstance.treespec, LeafSpec.*",
         ".*You have overridden `.*` in `LightningModule` but have passed in a `LightningDataModule`.*",

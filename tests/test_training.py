@@ -347,3 +347,27 @@ def test_the_last_window_is_logged_however_short(config, tmp_path):
     lines = record(folder)
     assert [line["step"] for line in lines] == [2, 3]
     assert lines[-1]["train/grad_norm"] != lines[0]["train/grad_norm"]
+
+
+def test_a_run_stops_early_once_and_is_finished(tmp_path, tiny_model, shards, capsys):
+    config = write_config(
+        tmp_path,
+        tiny_model,
+        shards,
+        evaluate={"every": "2 steps", "stop": {"monitor": "val/loss", "patience": 2, "min_delta": 100.0}},
+    )
+    overrides = {"run": str(tmp_path / "run"), "data.val": {"squares": {"shards": f"{shards}/00000.tar"}}}
+    run = clipkit.fit(config, overrides)
+    assert (run.step, run.stopped, run.code) == (
+        6,
+        None,
+        0,
+    )  # the first evaluation is the best, two more are not better
+    assert "val/loss did not get better in 2 evaluations" in run.early
+    assert json.loads((run.folder / "stopped.json").read_text())["code"] == 0
+    assert (run.folder / "checkpoints" / "6" / "manifest.json").is_file()
+    again = clipkit.fit(config, overrides)
+    assert (again.step, again.early) == (6, run.early)
+    assert "is finished at step 6 of 12, early stop" in capsys.readouterr().err
+    longer = clipkit.fit(config, overrides | {"evaluate.stop": None})
+    assert (longer.step, longer.early) == (12, None)

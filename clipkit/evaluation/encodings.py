@@ -15,7 +15,7 @@ from clipkit.evaluation.split import encode_images, gather_by_index, my_share
 
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Name to the type of autocast; None for none."""
-TEXTS = 512  # of one forward
+TEXTS = 256  # of one forward
 _TEXTS_AT_ONCE = 32768  # prompts whose embeddings are held before they are averaged
 
 

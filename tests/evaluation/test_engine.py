@@ -168,3 +168,19 @@ def test_the_command_line(squares, tiny_model, tmp_path, capsys):
     assert run(["evaluate", str(tiny_model), "--data", str(root), "--task", "zeroshot"]) == 2
     assert run(["evaluate", str(tiny_model)]) == 2
     assert "give --data PATH, or --suite NAME" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_files_of_one(squares, tiny_model, tmp_path):
+    import subprocess
+    import sys
+
+    root, found = squares("retrieval"), {}
+    for devices in ("1", "2"):
+        out = tmp_path / f"{devices}.json"
+        command = [sys.executable, "-m", "clipkit", "evaluate", str(tiny_model), "--data", str(root), "--out", str(out)]
+        done = subprocess.run([*command, "--devices", devices], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("image_ret") >= 1
+        found[devices] = json.loads(out.read_text())
+        assert found[devices].pop("ranks") == int(devices)
+    assert found["1"] == found["2"]
