@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,26 +108,33 @@ def evaluate_sets(
         refuse_equal_names(blanks, out)
     results = []
     for number, (question, blank) in enumerate(zip(questions, blanks, strict=True), start=1):
-        held = None if out is None else _standing(out / blank.filename, blank)
         place = f"{number}/{len(questions)} {question.name}"
+        held = None if out is None else _standing(out / blank.filename, blank)
         if held is not None:
-            say(f"{place}: the result in {out} has equal hashes and is taken over")
             on_images(question.samples // distributed.world_size())
-            results.append(held)
-            continue
-        started, cut = time.monotonic(), encoder.texts_cut
-        findings = question.evaluator.run(encodings)
-        require_count(question.name, findings.figures.get("samples"), question.samples or None)
-        result = _filled(blank, findings, setting, cut=_total(encoder.texts_cut - cut))
-        if out is not None:
-            distributed.on_rank_0(lambda result=result: result.write(out / result.filename))  # type: ignore[misc]
-        if result.details["texts_cut"]:
-            say(
-                f"warning: {question.name}: {result.details['texts_cut']:,} texts are longer than the context and were cut"
-            )
-        say(f"{place}: {headline(findings.figures)} ({time.monotonic() - started:.0f} s)")
-        results.append(result)
+            say(f"{place}: the result in {out} has equal hashes and is taken over")
+        results.append(held or _answer(question, blank, encodings, setting, out=out, say=say, place=place))
     return results
+
+
+def _answer(
+    question: Question, blank: Result, encodings: Encodings, setting: Setting, *, out: Path | None, say: Say, place: str
+) -> Result:
+    encoder, started = encodings.encoder, time.monotonic()
+    cut = encoder.texts_cut
+    findings = question.evaluator.run(encodings)
+    require_count(question.name, findings.figures.get("samples"), question.samples or None)
+    result = _filled(blank, findings, setting, cut=_total(encoder.texts_cut - cut))
+    if out is not None:
+        distributed.on_rank_0(partial(_write, result, out))
+    if result.details["texts_cut"]:
+        say(f"warning: {question.name}: {result.details['texts_cut']:,} texts are longer than the context and were cut")
+    say(f"{place}: {headline(findings.figures)} ({time.monotonic() - started:.0f} s)")
+    return result
+
+
+def _write(result: Result, out: Path) -> None:
+    result.write(out / result.filename)
 
 
 def require_count(name: str, found: Any, expected: int | None) -> None:

@@ -40,6 +40,7 @@ def bootstrap_interval(
     Raises:
         ValueError: If both clusters and strata are given.
 
+    >>> import torch
     >>> bootstrap_interval(torch.tensor([1.0, 1.0, 1.0]), seed=0)
     [1.0, 1.0]
     """

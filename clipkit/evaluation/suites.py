@@ -24,27 +24,22 @@ _FOLDER = Path(__file__).resolve().parent / "suite_files"
 class Entry(Spec):
     """One set of a suite."""
 
-    task: str
-    metric: Texts
-    """The figure that counts; of several, their mean."""
-    chance: float | None = None
-    """That figure when guessing; None: one over the number of classes."""
-    samples: int | None = None
-    """Images of the whole set, where known."""
-    data: str | None = None
-    """Where it lies, for sets that need no folder."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the task, such as the name of a set of class names or templates."""
-    differs: str | None = None
-    """In what the figure differs from the suite's own."""
-    unsupported: str | None = None
-    """Why it cannot be evaluated here."""
+    task: str = Field(description="The kind of task.")
+    metric: Texts = Field(description="The figure that counts; of several, their mean.")
+    chance: float | None = Field(None, description="That figure when guessing; unset: one over the number of classes.")
+    samples: int | None = Field(None, description="Images of the whole set, where known.")
+    data: str | None = Field(None, description="Where it lies, for sets that need no folder.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further keys of the task, such as the name of a set of class names."
+    )
+    differs: str | None = Field(None, description="In what the figure differs from the suite's own.")
+    unsupported: str | None = Field(None, description="Why it cannot be evaluated here.")
 
 
 class _File(Spec):
-    description: str
-    source: str
-    sets: dict[str, Entry]
+    description: str = Field(description="What the suite measures.")
+    source: str = Field(description="Where its numbers come from.")
+    sets: dict[str, Entry] = Field(description="Its sets by name.")
 
 
 @dataclass(frozen=True)

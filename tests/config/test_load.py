@@ -129,7 +129,7 @@ def test_another_kind_drops_what_stood_beside_the_old_one(load, folder):
     task = "evaluate: {tasks: {t: {kind: zero_shot, data: d, templates: [x]}}}\n"
     (folder / "tasks.yaml").write_text((folder / "small.yaml").read_text() + task)
     config = load("base: tasks.yaml\nevaluate: {tasks: {t: {kind: retrieval, data: e}}}\n")
-    assert config.evaluate.tasks["t"].model_dump() == {"kind": "retrieval", "data": "e"}
+    assert config.evaluate.tasks["t"].model_dump(exclude_unset=True) == {"kind": "retrieval", "data": "e"}
     same = load("base: tasks.yaml\nevaluate: {tasks: {t: {kind: zero_shot, data: e}}}\n")
     assert same.evaluate.tasks["t"].templates == ["x"]
 
