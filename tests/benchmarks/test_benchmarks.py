@@ -20,6 +20,7 @@ LONG = (
     "loss_memory",
     "micro_batch",
     "resume",
+    "retrieval",
     "step",
     "tar_read",
 )  # photographs, gigabytes, or large models

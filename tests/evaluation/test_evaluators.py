@@ -87,13 +87,22 @@ def test_retrieval(tmp_path: Path, encoder: Any) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(COLOURS[name]))
         (tmp_path / f"{name}.txt").write_text(f"a {name} square\nonly {name}")
     (tmp_path / "red.txt").write_text("a red square\na green mistake")
-    figures = Retrieval(tmp_path).run(Encodings(encoder)).figures
+    found = Retrieval(tmp_path).run(Encodings(encoder))
+    figures = found.figures
     assert figures["image_retrieval_recall@1"] == 7 / 8
     assert figures["text_retrieval_recall@1"] == 0.75  # green ties with the mistake, and a tie is a miss
     assert figures["text_retrieval_recall@5"] == 1.0
     assert figures["image_retrieval_recall@5"] is None  # four images
     assert figures["text_retrieval_recall@10"] is None  # eight captions
     assert (figures["samples"], figures["captions"]) == (4, 8)
+    assert (figures["image_retrieval_median_rank"], figures["image_retrieval_mean_rank"]) == (1.0, 11 / 8)
+    # green's list: its two captions tie with the mistake, places 2 and 3; red's: its own, then (behind all) the mistake
+    assert figures["text_retrieval_true_recall@1"] == (1 / 2 + 0 + 1 / 2 + 1 / 2) / 4
+    assert figures["text_retrieval_true_recall@5"] == (1 / 2 + 1 + 1 + 1) / 4
+    assert figures["text_retrieval_map_at_r"] == (1 / 2 + (1 / 2) / 2 + 1 + 1) / 4
+    assert figures["image_retrieval_map_at_r"] == figures["image_retrieval_recall@1"]
+    for name, values in found.outcomes.items():
+        assert float(values.double().mean()) == figures[name]
 
 
 def test_an_unreadable_image_is_an_error_that_names_it(squares: Squares, encoder: Any) -> None:
