@@ -63,7 +63,8 @@ class Retrieval:
             figures |= dict.fromkeys(missing)
             figures[f"{way}_retrieval_median_rank"] = metrics.median(ranks) + 1
         means = [figures["image_retrieval_recall@1"], figures["text_retrieval_recall@1"]]
-        assert isinstance(means[0], float) and isinstance(means[1], float)
+        assert isinstance(means[0], float)
+        assert isinstance(means[1], float)
         figures["mean_recall@1"] = (means[0] + means[1]) / 2
         clusters = {name: owner for name in units if name.startswith("image")}  # an image's captions together
         return Findings(figures | {"samples": len(image), "captions": len(text)}, units, clusters)
