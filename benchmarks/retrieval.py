@@ -92,7 +92,7 @@ def main() -> int:
         seconds.append(peer["seconds"] / mine["seconds"])
         growth.append(twice["megabytes"] / mine["megabytes"])
     figures = {"memory_ratio": figure(memory), "time_ratio": figure(seconds), "growth": figure(growth)}
-    return finish("retrieval", peer="CLIP_benchmark 1.6.2", figures=figures)
+    return finish("retrieval", peer="CLIP_benchmark 1.6.2", figures=figures, short=short)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from clipkit.metrics.checks import require_finite, require_index, require_some
-from clipkit.metrics.scores import TILE, Counter, band, paired_cosines, tiles
+from clipkit.metrics.scores import Counter, band, paired_cosines, tiles
 
+_TILE = 1792  # rows and columns: 12 MiB of scores and as much of marks
 _AT_ONCE = 256  # captions whose own scores are computed together
 
 
@@ -29,7 +30,7 @@ class Ranks(NamedTuple):
     caption: Tensor
 
 
-def ranks(image: Tensor, text: Tensor, owner: Tensor, tile: int = TILE) -> Ranks:
+def ranks(image: Tensor, text: Tensor, owner: Tensor, tile: int = _TILE) -> Ranks:
     """Exact ranks of retrieval in both directions, with any number of captions an image.
 
     Caption to image: how many other images score at least as high as the caption's own. Image to caption: how many
@@ -67,19 +68,20 @@ def ranks(image: Tensor, text: Tensor, owner: Tensor, tile: int = TILE) -> Ranks
     own = torch.empty(len(text), device=text.device)  # score of each caption with its image (M,)
     for t in tiles(len(text), min(tile, _AT_ONCE)):
         own[t] = paired_cosines(image[owner[t]], text[t])
-    counter = Counter(min(tile, len(image)), min(tile, len(text)), band(image, text, tile), image.device)
     # Images with most captions first, so that those with a j-th caption are the first rows of a tile.
     order = captions.argsort(descending=True, stable=True)
-    by_image = order.argsort()[owner].argsort(stable=True)  # captions in the order of their images
+    by_image = order.argsort()[owner].argsort(stable=True).int()  # captions in the order of their images
     end = captions[order].cumsum(0)
-    of_captions = torch.zeros(len(text), dtype=torch.int64, device=text.device)
+    counter = Counter(min(tile, len(image)), min(tile, len(text)), band(image, text, tile), image.device)
+    of_captions = torch.zeros(len(text), dtype=torch.int32, device=text.device)
     of_own = torch.zeros_like(of_captions)
     for i in tiles(len(image), tile):
         rows = order[i]
-        mine = by_image[int(end[i.start] - captions[rows[0]]) : int(end[i.stop - 1])]  # the captions of these images
+        mine = by_image[int(end[i.start] - captions[rows[0]]) : int(end[i.stop - 1])].long()  # the captions of these images
         of_own[mine] = _one_tile(image[rows], text, own, mine, captions[rows], counter, of_captions, tile)
     of_images = of_own.new_full((len(image),), len(text)).scatter_reduce(0, owner, of_own, "amin")
-    return Ranks(image=of_captions, text=of_images, caption=of_own)
+    del counter  # its tiles, before counts become int64
+    return Ranks(image=of_captions.long(), text=of_images.long(), caption=of_own.long())
 
 
 def _one_tile(
@@ -105,21 +107,21 @@ def _one_tile(
         tile: Captions at once.
 
     Returns:
-        For each of ``mine``, how many captions of other images reach its score (P,), int64.
+        For each of ``mine``, how many captions of other images reach its score (P,), int32.
     """
     row = torch.arange(len(image), device=image.device).repeat_interleave(captions)  # (P,)
     slot = torch.arange(len(mine), device=image.device) - (captions.cumsum(0) - captions)[row]
     least = own.new_full((int(captions.max()), len(image)), torch.inf)  # (most captions, A)
     least[slot, row] = own[mine]
     having = [int((captions > j).sum()) for j in range(len(least))]
-    counts = torch.zeros_like(least, dtype=torch.int64)
+    counts = torch.zeros_like(least, dtype=torch.int32)
     for t in tiles(len(text), tile):
         scores = counter.load(image, text[t])
         here = ((mine >= t.start) & (mine < t.stop)).nonzero().squeeze(1)
         scores[row[here], mine[here] - t.start] = -torch.inf  # right pairs do not count against themselves
-        of_captions[t] += counter.in_columns(own[t]).long()
+        of_captions[t] += counter.in_columns(own[t]).int()
         for j, rows in enumerate(having):
-            counts[j, :rows] += counter.in_rows(least[j, :rows]).long()
+            counts[j, :rows] += counter.in_rows(least[j, :rows]).int()
     return counts[slot, row]
 
 
