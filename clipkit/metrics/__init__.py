@@ -1,6 +1,6 @@
 """Figures as pure functions: tensors in, plain numbers out, ties always against the model."""
 
-from clipkit.metrics.calibration import expected_calibration_error, fit_scale, negative_log_likelihood
+from clipkit.metrics.calibration import BINS, expected_calibration_error, fit_scale, negative_log_likelihood
 from clipkit.metrics.classification import label_ranks, mean_per_class_recall, topk_accuracy
 from clipkit.metrics.geometry import alignment, modality_gap, uniformity
 from clipkit.metrics.groups import Grouped, by_group
@@ -10,6 +10,7 @@ from clipkit.metrics.scores import TILE, cosines, paired_cosines, tiles
 from clipkit.metrics.tables import ClassTable, averages, class_table, confusions, predictions
 
 __all__ = [
+    "BINS",
     "TILE",
     "ClassTable",
     "Grouped",
