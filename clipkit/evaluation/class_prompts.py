@@ -34,7 +34,9 @@ def class_prompts(given: str | Path | Mapping[str, Any], classnames: Sequence[st
     lacking = [name for name in classnames if not table.get(name)]
     if lacking:
         cure = "every class needs at least one"
-        raise ValueError(f"{place}: {len(lacking)} of {len(classnames)} classes have no prompts ({lacking[0]!r}); {cure}")
+        raise ValueError(
+            f"{place}: {len(lacking)} of {len(classnames)} classes have no prompts ({lacking[0]!r}); {cure}"
+        )
     strange = [name for name in table if name not in set(classnames)]
     if strange:
         cure = "correct the name or remove the entry"

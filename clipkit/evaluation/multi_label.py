@@ -108,7 +108,9 @@ def _open_jsonl(path: Path, classnames: Sequence[str] | None) -> MultiLabelSet:
     number_of = {name: number for number, name in enumerate(names)}
     unknown = [name for name in occurring if name not in number_of]
     if unknown:
-        raise ValueError(f"{path}: {len(unknown)} labels are no class names ({unknown[0]!r}); add them to classnames.txt")
+        raise ValueError(
+            f"{path}: {len(unknown)} labels are no class names ({unknown[0]!r}); add them to classnames.txt"
+        )
     targets = torch.zeros(len(images), len(names), dtype=torch.bool)
     for row, present in enumerate(labels):
         targets[row, [number_of[name] for name in present]] = True

@@ -114,7 +114,11 @@ def require_kind(layout: Layout, kind: str, task: str) -> None:
         ValueError: With the task that it is for.
     """
     if layout.kind != kind:
-        other = {"classification": "--task zero_shot", "retrieval": "--task retrieval", "multilabel": "--task multi_label"}.get(layout.kind)
+        other = {
+            "classification": "--task zero_shot",
+            "retrieval": "--task retrieval",
+            "multilabel": "--task multi_label",
+        }.get(layout.kind)
         cure = f"evaluate it with {other}" if other else "this type is not supported"
         raise ValueError(f"{layout.root}: dataset_type.txt says {layout.kind}, the task {task} takes {kind}; {cure}")
 
@@ -164,7 +168,10 @@ def field_bytes(layout: Layout, field: str) -> Iterator[tuple[ImageFile, bytes]]
                 raise ValueError(f"{place}: no .{field}; every sample needs one, the whole set is refused")
             offset, length = (int(column[sample]) for column in index.fields[field])
             start, size = (int(column[sample]) for column in index.fields[extension])
-            yield ImageFile(path=shard, key=index.name(sample), offset=start, length=size), read_span(shard, offset, length)
+            yield (
+                ImageFile(path=shard, key=index.name(sample), offset=start, length=size),
+                read_span(shard, offset, length),
+            )
 
 
 def _require_listed(shard: Path, samples: int) -> None:

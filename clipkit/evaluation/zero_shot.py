@@ -47,7 +47,9 @@ class ZeroShot:
         prompts: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         if prompts is not None and templates is not None:
-            raise ValueError("templates and prompts are both given; take prompts for texts of each class's own, else templates")
+            raise ValueError(
+                "templates and prompts are both given; take prompts for texts of each class's own, else templates"
+            )
         self.data = open_classification(data, classnames=classnames, templates=templates)
         chosen = prompts if prompts is not None or templates is not None else own_prompts(Path(data).expanduser())
         self.prompts = None if chosen is None else class_prompts(chosen, self.data.classnames)
@@ -70,7 +72,9 @@ class ZeroShot:
             ValueError: If an image cannot be read, with its name.
         """
         named = self.prompts is None
-        classes = encodings.classes(self.data.classnames, self.templates) if named else encodings.prompts(self.prompts or ())
+        classes = (
+            encodings.classes(self.data.classnames, self.templates) if named else encodings.prompts(self.prompts or ())
+        )
         image = encodings.images(self.data.images)
         labels, count = self.data.labels, len(classes)
         ranks, predicted = torch.empty_like(labels), torch.empty_like(labels)

@@ -54,7 +54,9 @@ def eleven_point_precision(scores: Tensor, targets: Tensor) -> Tensor:
     def at_eleven(precision: Tensor, recall: Tensor) -> Tensor:
         # Precision is highest at a right image, so those are all that matter; recall there is (1 ... P) / P.
         best = precision.flip(0).cummax(0).values.flip(0)
-        first = [-(-len(recall) * tenth // 10) for tenth in range(11)]  # right images needed: whole numbers, no rounding
+        first = [
+            -(-len(recall) * tenth // 10) for tenth in range(11)
+        ]  # right images needed: whole numbers, no rounding
         return torch.stack([best[max(needed - 1, 0)] for needed in first]).mean()
 
     return _by_class(scores, targets, at_eleven)
@@ -64,7 +66,9 @@ def _by_class(scores: Tensor, targets: Tensor, figure: Callable[[Tensor, Tensor]
     """A figure of precision and recall at each right image, for every class."""
     require_same_length(scores=scores, targets=targets)
     if scores.shape != targets.shape:
-        raise ValueError(f"one score and one target an image and class: got {list(scores.shape)}, {list(targets.shape)}")
+        raise ValueError(
+            f"one score and one target an image and class: got {list(scores.shape)}, {list(targets.shape)}"
+        )
     require_finite(scores, "scores")
     found = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
     for label in range(scores.shape[1]):

@@ -77,7 +77,9 @@ def ranks(image: Tensor, text: Tensor, owner: Tensor, tile: int = _TILE) -> Rank
     of_own = torch.zeros_like(of_captions)
     for i in tiles(len(image), tile):
         rows = order[i]
-        mine = by_image[int(end[i.start] - captions[rows[0]]) : int(end[i.stop - 1])].long()  # the captions of these images
+        mine = by_image[
+            int(end[i.start] - captions[rows[0]]) : int(end[i.stop - 1])
+        ].long()  # the captions of these images
         of_own[mine] = _one_tile(image[rows], text, own, mine, captions[rows], counter, of_captions, tile)
     of_images = of_own.new_full((len(image),), len(text)).scatter_reduce(0, owner, of_own, "amin")
     del counter  # its tiles, before counts become int64

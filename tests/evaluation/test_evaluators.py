@@ -22,7 +22,9 @@ Squares = Callable[..., Path]
 def test_zero_shot(squares: Squares, encoder: Any) -> None:
     figures = ZeroShot(squares()).run(Encodings(encoder, batch_size=3)).figures
     head = {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0, "ece": None, "samples": 10}
-    averages = {f"{kind}_{name}": 1.0 for kind in ("macro", "micro", "weighted") for name in ("precision", "recall", "f1")}
+    averages = {
+        f"{kind}_{name}": 1.0 for kind in ("macro", "micro", "weighted") for name in ("precision", "recall", "f1")
+    }
     assert figures == head | averages
 
 
@@ -53,7 +55,12 @@ def test_class_embeddings_equal_clip_benchmarks(encoder: Any) -> None:
 
 
 def test_prompts_of_each_class_equal_clip_benchmarks(squares: Squares, encoder: Any, tmp_path: Path) -> None:
-    prompts = {"red": ["a red thing", "red and yellow"], "green": ["green"], "blue": ["blue"], "yellow": ["yellow", "y"]}
+    prompts = {
+        "red": ["a red thing", "red and yellow"],
+        "green": ["green"],
+        "blue": ["blue"],
+        "yellow": ["yellow", "y"],
+    }
     names = list(COLOURS)
     theirs = zeroshot_classification.zero_shot_classifier(encoder, Texts, names, prompts, "cpu", amp=False)
     file = tmp_path / "prompts.yaml"

@@ -40,7 +40,9 @@ def test_shards_equal_clip_benchmark(tmp_path: Path, encoder: Any) -> None:
     found = MultiLabel(root).run(Encodings(encoder))
     theirs = build_wds_dataset("wds/colours", transform=lambda image: image, split="test", data_dir=str(root))
     assert [target.tolist() for _, target in theirs] == rows == open_multi_label(root).targets.int().tolist()
-    scores = Encodings(encoder).images(open_multi_label(root).images) @ Encodings(encoder).classes(NAMES, ["a {c} square"]).T
+    scores = (
+        Encodings(encoder).images(open_multi_label(root).images) @ Encodings(encoder).classes(NAMES, ["a {c} square"]).T
+    )
     scores += 1e-5 * torch.arange(8)[:, None] * (1 - 2 * torch.tensor(rows))  # what ties, against the model
     expected = zeroshot_classification.average_precision_per_class(scores, torch.tensor(rows))
     assert found.figures["mean_average_precision"] == pytest.approx(float(expected.mean()), abs=1e-2)
