@@ -78,6 +78,8 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
 def _question(row: Any, place: str, folder: Path, group: str) -> Question:
     if not isinstance(row, Mapping):
         raise ValueError(f"{place}: {str(row)[:80]} is no object; write {_WRITE}")
+    names: Any
+    captions: Any
     if "negative_caption" in row:
         names, captions = [row.get("filename")], [row.get("caption"), row["negative_caption"]]
     elif "image_0" in row:
