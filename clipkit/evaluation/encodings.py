@@ -152,7 +152,7 @@ def _class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Ten
         batch.append(prompts[label])
         if place + 1 == len(mine) or sum(map(len, batch)) >= _TEXTS_AT_ONCE:
             text = encoder.encode_text([prompt for texts in batch for prompt in texts], batch_size=TEXTS)
-            means = torch.stack([rows.mean(0) for rows in text.split([len(texts) for texts in batch])])
+            means = torch.stack([rows.mean(0) for rows in torch.split(text, [len(texts) for texts in batch])])
             parts.append(normalize(means, dim=-1))
             batch = []
     return gather_by_index(torch.cat(parts), mine, len(prompts), encoder.device)

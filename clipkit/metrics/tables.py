@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from clipkit.metrics.checks import require_index, require_same_length, require_some
 
-AVERAGES = ("macro", "micro", "weighted")
+Average = Literal["macro", "micro", "weighted", "none"]
+AVERAGES: tuple[Average, ...] = ("macro", "micro", "weighted")
 
 
 class ClassTable(NamedTuple):
@@ -84,14 +85,14 @@ def averages(predicted: Tensor, labels: Tensor, classes: int) -> dict[str, float
     0.75
     """
     names = ("precision", "recall", "f1")
-    found = {}
+    found: dict[str, float] = {}
     for average in AVERAGES:
         values = _scores(predicted, labels, classes, average)
         found |= {f"{average}_{name}": float(value) for name, value in zip(names, values, strict=True)}
     return found
 
 
-def _scores(predicted: Tensor, labels: Tensor, classes: int, average: str) -> tuple[Tensor, Tensor, Tensor]:
+def _scores(predicted: Tensor, labels: Tensor, classes: int, average: Average) -> tuple[Tensor, Tensor, Tensor]:
     from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
 
     require_some(labels)
@@ -123,6 +124,6 @@ def confusions(predicted: Tensor, labels: Tensor, most: int | None = None) -> li
     [(0, 1, 2), (1, 2, 1)]
     """
     wrong = predicted != labels
-    pairs, counts = torch.stack([labels[wrong], predicted[wrong]], 1).unique(dim=0, return_counts=True)
+    pairs, counts = torch.unique(torch.stack([labels[wrong], predicted[wrong]], 1), dim=0, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:most]
     return [(int(a), int(b), int(count)) for (a, b), count in zip(pairs[order], counts[order], strict=True)]
