@@ -1,6 +1,7 @@
 """Every metric against a slow loop over plain numbers, and against CLIP_benchmark's own code."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -27,18 +28,21 @@ def retrieval_problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
     return image, text, torch.tensor(owner), draw(st.integers(1, 7))
 
 
-def slow_ranks(image: Tensor, text: Tensor, owner: Tensor) -> tuple[list[int], list[int]]:
+def slow_ranks(image: Tensor, text: Tensor, owner: Tensor) -> tuple[list[int], list[int], list[int]]:
     def score(i: int, t: int) -> float:
         return sum(a * b for a, b in zip(image[i].tolist(), text[t].tolist(), strict=True))
 
-    of_captions, of_images = [], []
+    of_captions, of_images, of_own = [], [], []
     for t in range(len(text)):
         right = int(owner[t])
         of_captions.append(sum(score(i, t) >= score(right, t) for i in range(len(image)) if i != right))
     for i in range(len(image)):
         best = max(score(i, t) for t in range(len(text)) if owner[t] == i)
         of_images.append(sum(score(i, t) >= best for t in range(len(text)) if owner[t] != i))
-    return of_captions, of_images
+    for t in range(len(text)):
+        i = int(owner[t])
+        of_own.append(sum(score(i, u) >= score(i, t) for u in range(len(text)) if owner[u] != i))
+    return of_captions, of_images, of_own
 
 
 @settings(deadline=None, max_examples=200)
@@ -46,7 +50,49 @@ def slow_ranks(image: Tensor, text: Tensor, owner: Tensor) -> tuple[list[int], l
 def test_ranks_equal_a_slow_loop(problem: tuple[Tensor, Tensor, Tensor, int]) -> None:
     image, text, owner, tile = problem
     found = metrics.ranks(image, text, owner, tile=tile)
-    assert (found.image.tolist(), found.text.tolist()) == slow_ranks(image, text, owner)
+    assert tuple(values.tolist() for values in found) == slow_ranks(image, text, owner)
+
+
+def test_ranks_equal_a_float64_loop_where_float32_cannot_tell() -> None:
+    """Scores a few units of float32 apart, far inside the rounding of a float32 product: only the second look is right."""
+    torch.manual_seed(3)
+    base = normalize(torch.randn(1, 700, dtype=torch.float64), dim=1)
+    image = normalize(base + 2e-7 * torch.randn(90, 700, dtype=torch.float64), dim=1).float()
+    image[40:60] = image[7]
+    text = normalize(base + 0.5 * torch.randn(200, 700, dtype=torch.float64), dim=1).float()
+    owner = torch.cat([torch.arange(90), torch.randint(0, 90, (110,))])
+    scores = metrics.cosines(image, text)  # (N, M), all at once
+    naive = image @ text.T
+    other = owner[None, :] != torch.arange(90)[:, None]
+    own = scores[owner, torch.arange(200)]
+    expected = ((scores >= own) & other).sum(0)
+    assert not torch.equal(((naive >= naive[owner, torch.arange(200)]) & other).sum(0), expected), "an easy problem"
+    for tile in (16, 37, 1024):
+        found = metrics.ranks(image, text, owner, tile=tile)
+        assert torch.equal(found.image, expected)
+        assert torch.equal(found.caption, ((scores[owner] >= own[:, None]) & other[owner]).sum(1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")  # what training may have chosen: bfloat16 inside float32 products
+    try:
+        assert torch.equal(metrics.ranks(image, text, owner).image, expected)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@settings(deadline=None, max_examples=100)
+@given(retrieval_problems(), st.integers(1, 6))
+def test_true_recall_and_ap_at_r_equal_a_walk_down_the_list(problem: Any, k: int) -> None:
+    image, text, owner, _ = problem
+    found = metrics.ranks(image, text, owner)
+    _, _, of_own = slow_ranks(image, text, owner)
+    for i in range(len(image)):
+        # The image's list from the top: other captions that reach an own one stand before it.
+        right = [wrong + nth for nth, wrong in enumerate(sorted(of_own[t] for t in (owner == i).nonzero().flatten()))]
+        assert float(metrics.true_recall(found.caption, owner, k)[i]) == sum(at < k for at in right) / len(right)
+        precisions = [sum(place <= at for place in right) / (at + 1) for at in right if at < len(right)]
+        ap = float(metrics.average_precision_at_r(found.caption, owner)[i])
+        assert ap == pytest.approx(sum(precisions) / len(right), abs=1e-12)
 
 
 @pytest.mark.parametrize(("captions", "tile"), list(itertools.product([1, 3], [7, 64, 4096])))
@@ -67,6 +113,8 @@ def test_recall_equals_clip_benchmark(captions: int, tile: int) -> None:
         assert metrics.recall_at(found.image, k) == pytest.approx(float(theirs_image), abs=1e-12)
         assert metrics.recall_at(found.text, k) == pytest.approx(float(theirs_text), abs=1e-12)
         assert 0 < metrics.recall_at(found.image, k) <= 1
+        true_recall = zeroshot_retrieval.recall_at_k(scores.T, positive.T, k).double().mean()
+        assert float(metrics.true_recall(found.caption, owner, k).mean()) == pytest.approx(float(true_recall), abs=1e-6)
 
 
 def test_equal_images_tie_wherever_they_stand_in_the_tiles() -> None:

@@ -14,7 +14,11 @@ from clipkit.config.units import Count
 class ZeroShotSpec(Spec):
     """Zero-shot classification."""
 
-    figures: ClassVar[tuple[str, ...]] = ("acc1", "acc5", "mean_per_class_recall")
+    figures: ClassVar[tuple[str, ...]] = (
+        *("acc1", "acc5", "mean_per_class_recall"),
+        *(f"{average}_{name}" for average in ("macro", "micro", "weighted") for name in ("precision", "recall", "f1")),
+        "ece",
+    )
 
     kind: Literal["zero_shot"] = Field(description="Which task this is.")
     data: Text = Field(description="Shards, a folder of class folders, or embedded:NAME.")
@@ -24,13 +28,20 @@ class ZeroShotSpec(Spec):
     classnames: Texts | None = Field(
         None, description="Class names in the order of the labels; unset: the data set's own."
     )
+    prompts: Text | None = Field(
+        None,
+        description="JSON or YAML of class name to prompts of its own, instead of templates; unset: the set's own.",
+    )
 
 
 class RetrievalSpec(Spec):
     """Image-text retrieval, both ways."""
 
-    figures: ClassVar[tuple[str, ...]] = tuple(
-        f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (5, 1, 10)
+    figures: ClassVar[tuple[str, ...]] = (
+        *(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (5, 1, 10)),
+        "mean_recall@1",
+        *(f"{way}_retrieval_true_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)),
+        *(f"{way}_retrieval_{name}" for way in ("image", "text") for name in ("median_rank", "mean_rank", "map_at_r")),
     )
 
     kind: Literal["retrieval"] = Field(description="Which task this is.")
@@ -41,7 +52,28 @@ class RetrievalSpec(Spec):
     split: Text = Field("test", description="Which split of Karpathy's JSON is read.")
 
 
-TaskSpec = Annotated[ZeroShotSpec | RetrievalSpec, Field(discriminator="kind")]
+class MultiLabelSpec(Spec):
+    """Zero-shot classification with several labels an image."""
+
+    figures: ClassVar[tuple[str, ...]] = ("mean_average_precision", "mean_average_precision_11_point")
+
+    kind: Literal["multi_label"] = Field(description="Which task this is.")
+    data: Text = Field(description="Multi-label shards, or a JSONL of image and labels.")
+    templates: Texts | None = Field(None, description="Prompts with {c} for the class name; unset: the data set's own.")
+    classnames: Texts | None = Field(None, description="Class names in the order of the labels; unset: the set's own.")
+
+
+class CompositionalSpec(Spec):
+    """Which caption belongs to which image: Winoground, SugarCrepe and their like."""
+
+    figures: ClassVar[tuple[str, ...]] = ("text_acc", "image_acc", "acc", "text_acc_macro")
+
+    kind: Literal["compositional"] = Field(description="Which task this is.")
+    data: Text = Field(description="A pairs.jsonl, Winoground's .jsonl, or SugarCrepe's .json or folder of them.")
+    images: Text | None = Field(None, description="Folder of the images; unset: images beside the file, or its folder.")
+
+
+TaskSpec = Annotated[ZeroShotSpec | RetrievalSpec | MultiLabelSpec | CompositionalSpec, Field(discriminator="kind")]
 
 
 _SMALLER = re.compile(r"loss|ece|gap|rank|error", re.IGNORECASE)

@@ -54,7 +54,7 @@ class Encodings:
         self.workers = workers
         self._images: tuple[tuple[ImageFile, ...], Tensor] | None = None
         self._texts: tuple[tuple[str, ...], Tensor] | None = None
-        self._classes: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = {}
+        self._classes: dict[tuple[tuple[str, ...], ...], Tensor] = {}
 
     def images(self, images: Sequence[ImageFile]) -> Tensor:
         """Embeddings of images.
@@ -111,11 +111,22 @@ class Encodings:
         Returns:
             (C, D) float32, unit norm, on the CPU, the same on every rank.
         """
-        key = tuple(classnames), tuple(templates)
+        return self.prompts([[fill(template, name) for template in templates] for name in classnames])
+
+    def prompts(self, prompts: Sequence[Sequence[str]]) -> Tensor:
+        """One embedding a class, of prompts of its own: their mean as in ``classes``, however many each class has.
+
+        Args:
+            prompts: For each class its prompts (C), one at least.
+
+        Returns:
+            (C, D) float32, unit norm, on the CPU, the same on every rank.
+        """
+        key = tuple(map(tuple, prompts))
         if key not in self._classes:
             with self._arithmetic():
-                found = _class_embeddings(self.encoder, classnames, templates)
-            self._require_finite(found, classnames)
+                found = _class_embeddings(self.encoder, key)
+            self._require_finite(found, [texts[0] for texts in key])
             self._classes[key] = found
         return self._classes[key]
 
@@ -134,12 +145,14 @@ class Encodings:
 
 
 @torch.no_grad()
-def _class_embeddings(encoder: Encoder, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-    mine = my_share(len(classnames))
-    at_once = max(1, _TEXTS_AT_ONCE // len(templates))
-    parts = [encoder.encode_text([])]
-    for start in range(0, len(mine), at_once):
-        names = [classnames[label] for label in mine[start : start + at_once]]
-        text = encoder.encode_text([fill(template, name) for name in names for template in templates], batch_size=TEXTS)
-        parts.append(normalize(text.reshape(len(names), len(templates), -1).mean(1), dim=-1))
-    return gather_by_index(torch.cat(parts), mine, len(classnames), encoder.device)
+def _class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor:
+    mine = my_share(len(prompts))
+    parts, batch = [encoder.encode_text([])], []
+    for place, label in enumerate(mine):
+        batch.append(prompts[label])
+        if place + 1 == len(mine) or sum(map(len, batch)) >= _TEXTS_AT_ONCE:
+            text = encoder.encode_text([prompt for texts in batch for prompt in texts], batch_size=TEXTS)
+            means = torch.stack([rows.mean(0) for rows in torch.split(text, [len(texts) for texts in batch])])
+            parts.append(normalize(means, dim=-1))
+            batch = []
+    return gather_by_index(torch.cat(parts), mine, len(prompts), encoder.device)

@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipkit.config.evaluate import RetrievalSpec, ZeroShotSpec
+from clipkit.config.evaluate import CompositionalSpec, MultiLabelSpec, RetrievalSpec, ZeroShotSpec
 from clipkit.config.single import validated
+from clipkit.evaluation.compositional import Compositional
 from clipkit.evaluation.datasets import task_of
 from clipkit.evaluation.evaluator import Evaluator
+from clipkit.evaluation.multi_label import MultiLabel
 from clipkit.evaluation.places import local_place
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
@@ -35,6 +37,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "zero_shot": Kind(ZeroShotSpec, ZeroShot),
     "retrieval": Kind(RetrievalSpec, Retrieval),
+    "multi_label": Kind(MultiLabelSpec, MultiLabel),
+    "compositional": Kind(CompositionalSpec, Compositional),
 }
 
 

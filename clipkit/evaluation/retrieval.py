@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from clipkit import metrics
 from clipkit.evaluation.datasets import open_retrieval
 from clipkit.evaluation.encodings import Encodings
@@ -32,31 +35,55 @@ class Retrieval:
         self.data = open_retrieval(data, images=images, split=split)
 
     def run(self, encodings: Encodings) -> Findings:
-        """Rank all images for each caption, and all captions for each image.
+        """Rank all images for each caption, and all captions for each image; a tie counts against the model.
 
         Args:
             encodings: The encoder's embeddings, the same on every rank.
 
         Returns:
-            ``image_retrieval_recall@k`` (share of captions whose image is among the k best) and
-            ``text_retrieval_recall@k`` (share of images with one of their captions among the k best) for k of 1, 5 and
-            10, None with fewer than k candidates; ``samples`` (images) and ``captions``.
+            Per way, ``image`` (captions look for their image) and ``text`` (images look for their captions):
+            ``image_retrieval_recall@k``, CLIP's hit rate, for k of 1, 5 and 10, None with fewer than k candidates;
+            ``..._true_recall@k``, the share of right answers found, averaged over queries; ``..._median_rank`` and
+            ``..._mean_rank`` of the best right answer, where 1 is best; ``..._map_at_r``. Then ``mean_recall@1``, the
+            mean of both ways; ``samples`` (images) and ``captions``.
 
         Raises:
             ValueError: If an image cannot be read, with its name.
         """
         image = encodings.images(self.data.images)
         text = encodings.texts(self.data.texts)
-        ranks = metrics.ranks(image, text, self.data.owner)
-        figures: Figures = {}
-        outcomes = {}
-        for way, found, candidates in (("image", ranks.image, len(image)), ("text", ranks.text, len(text))):
-            for k in K:
-                name = f"{way}_retrieval_recall@{k}"
-                figures[name] = metrics.recall_at(found, k) if candidates >= k else None
-                if candidates >= k:
-                    outcomes[name] = found < k
-        clusters = {
-            name: self.data.owner for name in outcomes if name.startswith("image")
-        }  # an image's captions together
-        return Findings(figures | {"samples": len(image), "captions": len(text)}, outcomes, clusters)
+        owner = self.data.owner
+        found = metrics.ranks(image, text, owner)
+        alone = torch.arange(len(text))  # a caption has one image
+        units = _units("image", found.image, found.image, alone, len(image))
+        units |= _units("text", found.text, found.caption, owner, len(text))
+        figures: Figures = {name: float(values.double().mean()) for name, values in units.items()}
+        for way, candidates, ranks in (("image", len(image), found.image), ("text", len(text), found.text)):
+            missing = [f"{way}_retrieval_{kind}@{k}" for kind in ("recall", "true_recall") for k in K if candidates < k]
+            figures |= dict.fromkeys(missing)
+            figures[f"{way}_retrieval_median_rank"] = metrics.median(ranks) + 1
+        means = [figures["image_retrieval_recall@1"], figures["text_retrieval_recall@1"]]
+        assert isinstance(means[0], float)
+        assert isinstance(means[1], float)
+        figures["mean_recall@1"] = (means[0] + means[1]) / 2
+        clusters = {name: owner for name in units if name.startswith("image")}  # an image's captions together
+        return Findings(figures | {"samples": len(image), "captions": len(text)}, units, clusters)
+
+
+def _units(way: str, best: Tensor, answers: Tensor, owner: Tensor, candidates: int) -> dict[str, Tensor]:
+    """What each query of one way contributes to each figure that is a mean over queries.
+
+    Args:
+        way: ``image`` or ``text``.
+        best: Rank of each query's best right answer (Q,).
+        answers: Rank of each right answer among the wrong ones (A,).
+        owner: The query of each right answer (A,).
+        candidates: How many are searched.
+    """
+    units = {f"{way}_retrieval_recall@{k}": best < k for k in K if candidates >= k}
+    for k in K:
+        if candidates >= k:
+            units[f"{way}_retrieval_true_recall@{k}"] = metrics.true_recall(answers, owner, k)
+    units[f"{way}_retrieval_mean_rank"] = best + 1
+    units[f"{way}_retrieval_map_at_r"] = metrics.average_precision_at_r(answers, owner)
+    return units

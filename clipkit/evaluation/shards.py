@@ -70,7 +70,7 @@ def open_classification_shards(
     Raises:
         ValueError: If anything of it is missing, damaged or contradictory, with place and cure.
     """
-    _require_kind(layout, "classification", "zero_shot")
+    require_kind(layout, "classification", "zero_shot")
     names_file, templates_file = layout.root / "classnames.txt", layout.root / "zeroshot_classification_templates.txt"
     if classnames is None:
         if not names_file.is_file():
@@ -97,7 +97,7 @@ def open_retrieval_shards(layout: Layout) -> RetrievalSet:
     Raises:
         ValueError: If anything of it is missing, damaged or contradictory, with place and cure.
     """
-    _require_kind(layout, "retrieval", "retrieval")
+    require_kind(layout, "retrieval", "retrieval")
     images, captions = [], []
     for image, text in _samples(layout, "txt"):
         images.append(image)
@@ -107,9 +107,18 @@ def open_retrieval_shards(layout: Layout) -> RetrievalSet:
     return RetrievalSet(name=layout.root.name, images=images, captions=captions)
 
 
-def _require_kind(layout: Layout, kind: str, task: str) -> None:
+def require_kind(layout: Layout, kind: str, task: str) -> None:
+    """Refuse a set of another kind than a task takes.
+
+    Raises:
+        ValueError: With the task that it is for.
+    """
     if layout.kind != kind:
-        other = {"classification": "--task zero_shot", "retrieval": "--task retrieval"}.get(layout.kind)
+        other = {
+            "classification": "--task zero_shot",
+            "retrieval": "--task retrieval",
+            "multilabel": "--task multi_label",
+        }.get(layout.kind)
         cure = f"evaluate it with {other}" if other else "this type is not supported"
         raise ValueError(f"{layout.root}: dataset_type.txt says {layout.kind}, the task {task} takes {kind}; {cure}")
 
@@ -134,6 +143,19 @@ def _shards(split: Path) -> list[Path]:
 
 def _samples(layout: Layout, field: str) -> Iterator[tuple[ImageFile, str]]:
     """Each sample's image and the text of its field."""
+    for image, data in field_bytes(layout, field):
+        try:
+            yield image, data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{image}: .{field} is no UTF-8 at byte {error.start}; pack it again") from error
+
+
+def field_bytes(layout: Layout, field: str) -> Iterator[tuple[ImageFile, bytes]]:
+    """Each sample's image and the bytes of its field, in order.
+
+    Raises:
+        ValueError: If shards are missing, or a sample lacks its image or the field.
+    """
     for shard in _shards(layout.split):
         index = load_index(shard)
         _require_listed(shard, len(index))
@@ -145,12 +167,11 @@ def _samples(layout: Layout, field: str) -> Iterator[tuple[ImageFile, str]]:
             if not _has(index, field, sample):
                 raise ValueError(f"{place}: no .{field}; every sample needs one, the whole set is refused")
             offset, length = (int(column[sample]) for column in index.fields[field])
-            try:
-                text = read_span(shard, offset, length).decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{place}: .{field} is no UTF-8 at byte {error.start}; pack it again") from error
             start, size = (int(column[sample]) for column in index.fields[extension])
-            yield ImageFile(path=shard, key=index.name(sample), offset=start, length=size), text
+            yield (
+                ImageFile(path=shard, key=index.name(sample), offset=start, length=size),
+                read_span(shard, offset, length),
+            )
 
 
 def _require_listed(shard: Path, samples: int) -> None:

@@ -21,19 +21,66 @@ Squares = Callable[..., Path]
 
 def test_zero_shot(squares: Squares, encoder: Any) -> None:
     figures = ZeroShot(squares()).run(Encodings(encoder, batch_size=3)).figures
-    assert figures == {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0, "samples": 10}
+    head = {"acc1": 1.0, "acc5": None, "mean_per_class_recall": 1.0, "ece": None, "samples": 10}
+    averages = {
+        f"{kind}_{name}": 1.0 for kind in ("macro", "micro", "weighted") for name in ("precision", "recall", "f1")
+    }
+    assert figures == head | averages
 
 
 def test_zero_shot_counts_what_is_wrong(squares: Squares, encoder: Any) -> None:
     names = ["green", "red", "blue", "yellow", "white"]  # the first two swapped: 6 of 10 samples are wrong
-    figures = ZeroShot(squares(), classnames=names).run(Encodings(encoder, workers=1)).figures
-    assert figures == {"acc1": 0.4, "acc5": 1.0, "mean_per_class_recall": 0.5, "samples": 10}
+    encoder.logit_scale = 20.0
+    findings = ZeroShot(squares(), classnames=names).run(Encodings(encoder, workers=1))
+    figures, details = findings.figures, findings.details
+    head = {"acc1": 0.4, "acc5": 1.0, "mean_per_class_recall": 0.5, "samples": 10}
+    assert {name: figures[name] for name in head} == head
+    assert details["confusions"] == [
+        {"class": "green", "taken_for": "red", "count": 3},
+        {"class": "red", "taken_for": "green", "count": 3},
+    ]
+    assert details["per_class"][2] == {"class": "blue", "precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 2}
+    assert details["per_class"][4]["support"] == 0
+    assert figures["macro_recall"] == 0.5  # white occurs nowhere and counts nowhere
+    calibration = details["calibration"]
+    assert calibration["after"]["nll"] < calibration["before"]["nll"]
+    assert calibration["fitted_scale"] < calibration["scale"] == 20.0
+    assert figures["ece"] == calibration["ece_width"]
 
 
 def test_class_embeddings_equal_clip_benchmarks(encoder: Any) -> None:
     names, templates = ["red", "green", "blue"], ["a {c} square", "{c} and yellow", "blue {c}"]
     theirs = zeroshot_classification.zero_shot_classifier(encoder, Texts, names, templates, "cpu", amp=False)
     assert torch.allclose(Encodings(encoder).classes(names, templates), theirs.T, atol=1e-6)
+
+
+def test_prompts_of_each_class_equal_clip_benchmarks(squares: Squares, encoder: Any, tmp_path: Path) -> None:
+    prompts = {
+        "red": ["a red thing", "red and yellow"],
+        "green": ["green"],
+        "blue": ["blue"],
+        "yellow": ["yellow", "y"],
+    }
+    names = list(COLOURS)
+    theirs = zeroshot_classification.zero_shot_classifier(encoder, Texts, names, prompts, "cpu", amp=False)
+    file = tmp_path / "prompts.yaml"
+    file.write_text(json.dumps(prompts))
+    root = squares()
+    evaluator = ZeroShot(root, prompts=file)
+    assert torch.allclose(Encodings(encoder).prompts(evaluator.prompts or ()), theirs.T, atol=1e-6)
+    assert evaluator.run(Encodings(encoder)).figures["acc1"] == 1.0
+    (root / "class_prompts.json").write_text(json.dumps(prompts))
+    assert ZeroShot(root).prompts == evaluator.prompts == ZeroShot(root, prompts=prompts).prompts
+    assert ZeroShot(root, templates=["{c}"]).prompts is None
+    for wrong, message in (
+        ({"red": ["r"]}, "3 of 4 classes have no prompts"),
+        (prompts | {"pink": ["p"]}, "1 entries are no class of this set \\('pink'\\)"),
+        (prompts | {"red": [3]}, "write a list of texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ZeroShot(root, prompts=wrong)
+    with pytest.raises(ValueError, match="both given"):
+        ZeroShot(root, prompts=prompts, templates=["{c}"])
 
 
 class Texts(list[str]):
@@ -87,13 +134,22 @@ def test_retrieval(tmp_path: Path, encoder: Any) -> None:
         (tmp_path / f"{name}.png").write_bytes(png(COLOURS[name]))
         (tmp_path / f"{name}.txt").write_text(f"a {name} square\nonly {name}")
     (tmp_path / "red.txt").write_text("a red square\na green mistake")
-    figures = Retrieval(tmp_path).run(Encodings(encoder)).figures
+    found = Retrieval(tmp_path).run(Encodings(encoder))
+    figures = found.figures
     assert figures["image_retrieval_recall@1"] == 7 / 8
     assert figures["text_retrieval_recall@1"] == 0.75  # green ties with the mistake, and a tie is a miss
     assert figures["text_retrieval_recall@5"] == 1.0
     assert figures["image_retrieval_recall@5"] is None  # four images
     assert figures["text_retrieval_recall@10"] is None  # eight captions
     assert (figures["samples"], figures["captions"]) == (4, 8)
+    assert (figures["image_retrieval_median_rank"], figures["image_retrieval_mean_rank"]) == (1.0, 11 / 8)
+    # green's list: its two captions tie with the mistake, places 2 and 3; red's: its own, then (behind all) the mistake
+    assert figures["text_retrieval_true_recall@1"] == (1 / 2 + 0 + 1 / 2 + 1 / 2) / 4
+    assert figures["text_retrieval_true_recall@5"] == (1 / 2 + 1 + 1 + 1) / 4
+    assert figures["text_retrieval_map_at_r"] == (1 / 2 + (1 / 2) / 2 + 1 + 1) / 4
+    assert figures["image_retrieval_map_at_r"] == figures["image_retrieval_recall@1"]
+    for name, values in found.outcomes.items():
+        assert float(values.double().mean()) == figures[name]
 
 
 def test_an_unreadable_image_is_an_error_that_names_it(squares: Squares, encoder: Any) -> None:

@@ -1,0 +1,102 @@
+"""Sets that ask which caption belongs to which image: a generic ``pairs.jsonl``, Winoground's and SugarCrepe's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipkit.evaluation.samples import ImageFile, read_text
+
+_WRITE = '{"image": PATH, "captions": [RIGHT, WRONG, ...]} or {"images": [A, B], "captions": [OF_A, OF_B]}'
+
+
+@dataclass(frozen=True)
+class Question:
+    """One image and captions of which the first is right, or two images and the caption of each.
+
+    Args:
+        images: One or two.
+        captions: Two or more for one image, two for two; the i-th belongs to the i-th image.
+        group: Which part of the set it belongs to.
+    """
+
+    images: tuple[ImageFile, ...]
+    captions: tuple[str, ...]
+    group: str
+
+
+def open_pairs(data: str | Path, images: str | Path | None = None) -> list[Question]:
+    """Open a set of questions.
+
+    A ``.jsonl`` holds one object a line: ``{"image", "captions", "group"}``, ``{"images", "captions", "group"}``, or
+    Winoground's ``{"image_0", "image_1", "caption_0", "caption_1"}``. A ``.json``, or a folder of them (each file is a
+    group), holds SugarCrepe's ``{ID: {"filename", "caption", "negative_caption"}}``.
+
+    Args:
+        data: The file or the folder.
+        images: The folder of the images; unset: ``images`` beside the file where there is one, else the file's folder.
+
+    Raises:
+        ValueError: If it cannot be used as it is, with place and cure.
+    """
+    path = Path(data).expanduser().absolute()
+    if path.is_dir():
+        files = sorted(path.glob("*.json")) or sorted(path.glob("*.jsonl"))
+    else:
+        files = [path] if path.is_file() and path.suffix in (".json", ".jsonl") else []
+    if not files:
+        raise ValueError(f"{path}: no .jsonl and no .json; {_WRITE}, one a line of a .jsonl")
+    found = []
+    for file in files:
+        beside = file.parent / "images"
+        folder = Path(images).expanduser() if images is not None else beside if beside.is_dir() else file.parent
+        found += [_question(row, place, folder, file.stem) for place, row in _rows(file)]
+    if not found:
+        raise ValueError(f"{path}: no questions at all")
+    return found
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Any]]:
+    text = read_text(file)
+    lines = [text] if file.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}:{number}: no JSON ({error})") from error
+        if file.suffix == ".jsonl":
+            yield f"{file}:{number}", row
+            continue
+        if not isinstance(row, Mapping):
+            raise ValueError(f"{file}: a mapping of id to question is needed, as SugarCrepe's")
+        yield from ((f"{file}, {key}", value) for key, value in row.items())
+
+
+def _question(row: Any, place: str, folder: Path, group: str) -> Question:
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{place}: {str(row)[:80]} is no object; write {_WRITE}")
+    names: Any
+    captions: Any
+    if "negative_caption" in row:
+        names, captions = [row.get("filename")], [row.get("caption"), row["negative_caption"]]
+    elif "image_0" in row:
+        names = [row["image_0"], row.get("image_1")]
+        names = [name if not isinstance(name, str) or Path(name).suffix else f"{name}.png" for name in names]
+        captions = [row.get("caption_0"), row.get("caption_1")]
+    else:
+        names, captions = row.get("images", [row.get("image")]), row.get("captions")
+    lists = isinstance(names, list) and isinstance(captions, list)
+    if not lists or not all(isinstance(text, str) and text.strip() for text in [*names, *captions]):
+        raise ValueError(f"{place}: an image or a caption is missing or is no text; write {_WRITE}")
+    if not ((len(names) == 1 and len(captions) >= 2) or len(names) == len(captions) == 2):
+        raise ValueError(f"{place}: {len(names)} images and {len(captions)} captions; write {_WRITE}")
+    if len(set(captions)) < len(captions):
+        raise ValueError(f"{place}: the same caption twice ({captions[0]!r}); it ties, and the question has no answer")
+    files = [folder / name for name in names]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise ValueError(f"{place}: {missing} does not exist; say where the images are with the option images")
+    return Question(tuple(map(ImageFile, files)), tuple(captions), str(row.get("group", row.get("tag") or group)))
