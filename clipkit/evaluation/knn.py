@@ -128,7 +128,9 @@ def vote_ranks(
     for name, rows in (("training", train), ("test", test)):
         bad = (~rows.isfinite()).any(1).nonzero()
         if len(bad):
-            message = f"{name} features must be finite: row {int(bad[0])} and {len(bad) - 1} others hold NaN or infinity"
+            message = (
+                f"{name} features must be finite: row {int(bad[0])} and {len(bad) - 1} others hold NaN or infinity"
+            )
             raise ValueError(message)
     found: dict[str, list[Tensor]] = {f"{vote}@{n}": [] for vote in ("knn_acc1", "knn_majority_acc1") for n in k}
     at_once = max(1, _SCORES_AT_ONCE // max(1, len(train)))

@@ -21,9 +21,9 @@ from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Figures, Findings
 from clipkit.evaluation.feature_kinds import KINDS, check_kinds, compute_device, suffix
 from clipkit.evaluation.logistic import Fit, Problem
-from clipkit.evaluation.probe_splits import Fold, few_shot, folds_of, hold_out
+from clipkit.evaluation.probe_splits import few_shot, folds_of, hold_out
 from clipkit.evaluation.train_test import open_train_test
-from clipkit.evaluation.weight_decay import choose
+from clipkit.evaluation.weight_decay import Fold, Tried, choose
 
 _log = logging.getLogger(__name__)
 
@@ -120,11 +120,16 @@ class LinearProbe:
         fit, tried = fit_probe(x, y, [fold for fold in folds if len(fold[1])])
         logits = target.new_full((len(target), len(self.parts.test.classnames)), torch.finfo(target.dtype).min)
         logits[:, y.unique()] = fit.logits(target)
-        how = {"weight_decay": fit.weight_decay, "steps": fit.steps, "converged": fit.converged, "train_samples": len(x)}
+        how = {
+            "weight_decay": fit.weight_decay,
+            "steps": fit.steps,
+            "converged": fit.converged,
+            "train_samples": len(x),
+        }
         return logits, how | {"tried": [asdict(one) for one in tried]}
 
 
-def fit_probe(x: Tensor, y: Tensor, folds: Sequence[Fold]) -> tuple[Fit, list[Any]]:
+def fit_probe(x: Tensor, y: Tensor, folds: Sequence[Fold]) -> tuple[Fit, list[Tried]]:
     """Choose a weight decay and fit with it on all rows.
 
     Args:

@@ -47,9 +47,8 @@ class Fit:
 class Problem:
     """One training set, prepared once for fits at many weight decays.
 
-    Features are centred and turned to their principal axes, of which there are at most as many as rows, and each axis is
-    scaled by the root of its curvature. That changes no optimum, the penalty being invariant to rotation and the bias free;
-    but L-BFGS takes tens of steps where features as they come take hundreds.
+    L-BFGS runs in other coordinates: along the principal axes of the centred features, each scaled by the root of its
+    curvature. That moves no optimum, and takes tens of steps where features as they come take hundreds.
 
     Args:
         features: (N, D), on the device and in the type to compute in.
@@ -63,59 +62,67 @@ class Problem:
     def __init__(self, features: Tensor, labels: Tensor, classes: int) -> None:
         bad = (~features.isfinite()).any(1).nonzero()
         if len(bad):
-            raise ValueError(f"features must be finite: row {int(bad[0])} and {len(bad) - 1} others hold NaN or infinity")
+            raise ValueError(
+                f"features must be finite: row {int(bad[0])} and {len(bad) - 1} others hold NaN or infinity"
+            )
         absent = (torch.bincount(labels, minlength=classes) == 0).nonzero()
         if len(absent):
             raise ValueError(f"class {int(absent[0])} has no training row; leave it out of the classes")
-        self.labels, self.classes = labels, classes
+        self.features, self.labels, self.classes = features, labels, classes
         self.mean = features.mean(0)
-        centred = features - self.mean
-        self.axes, self.lengths = _principal_axes(centred)
-        self.rows = centred @ self.axes
+        self.axes, self.lengths = _principal_axes(features - self.mean)
         self.target = one_hot(labels, classes).to(features.dtype).T.contiguous()  # (C, N)
 
-    def fit(self, weight_decay: float, *, start: Fit | None = None, tolerance: float = 1e-6) -> Fit:
+    def fit(self, weight_decay: float, *, start: Fit | None = None, tolerance: float = 1e-5) -> Fit:
         """The optimum at one weight decay.
 
         Args:
-            weight_decay: At least 0; as in the sum above, not the mean.
+            weight_decay: Above 0; as in the sum above, not the mean.
             start: Where to begin: the fit at a neighbouring weight decay, else zero.
             tolerance: Largest entry of the gradient of the mean loss, in scaled coordinates, that counts as the optimum.
 
         Returns:
             The classifier for features as they were given.
         """
-        count, classes = self.rows.shape[0], self.classes
+        x, classes = self.features, self.classes
+        count, decay = len(x), weight_decay / len(x)
         curvature = (self.lengths**2 * (classes - 1) / classes**2 + weight_decay) / count
-        scale = curvature.clamp_min(torch.finfo(curvature.dtype).tiny).rsqrt()  # (R,)
-        weight = self.rows.new_zeros(classes, len(scale))
-        bias = self.target.mean(1).log()
+        basis = (self.axes / curvature.sqrt()).T.contiguous()  # (R, D): weights are point @ basis
+        weight, bias = x.new_zeros(classes, len(basis)), self.target.mean(1).log()
         if start is not None:
-            weight = start.weight.to(self.rows).T @ self.axes / scale
-            bias = start.bias.to(self.rows) + self.mean @ start.weight.to(self.rows)
-        rows, decay = self.rows * scale, weight_decay / count * scale**2
+            weight = start.weight.to(x).T @ self.axes * curvature.sqrt()
+            bias = start.bias.to(x) + self.mean @ start.weight.to(x)
 
         def loss_and_gradient(point: Tensor) -> tuple[Tensor, Tensor]:
-            w, b = point[:, :-1], point[:, -1:]
-            logs = log_softmax(w @ rows.T + b, 0)  # (C, N): the narrow matrix first is several times faster
-            loss = 0.5 * (decay * w * w).sum() - logs.gather(0, self.labels[None]).mean()
+            w = point[:, :-1] @ basis  # (C, D)
+            logs = log_softmax(
+                w @ x.T + (point[:, -1] - w @ self.mean)[:, None], 0
+            )  # (C, N): several times faster than (N, C)
+            loss = 0.5 * decay * (w * w).sum() - logs.gather(0, self.labels[None]).mean()
             error = logs.exp_().sub_(self.target).div_(count)
-            return loss, torch.cat([error @ rows + decay * w, error.sum(1, keepdim=True)], 1)
+            total = error.sum(1, keepdim=True)
+            gradient = error @ x - total * self.mean + decay * w
+            return loss, torch.cat([gradient @ basis.T, total], 1)
 
         point, steps, converged = _lbfgs(loss_and_gradient, torch.cat([weight, bias[:, None]], 1), tolerance)
-        weight = self.axes @ (point[:, :-1] * scale).T
-        bias = point[:, -1] - self.mean @ weight
-        return Fit(weight, bias, weight_decay, steps, converged)
+        weight = (point[:, :-1] @ basis).T
+        return Fit(weight, point[:, -1] - self.mean @ weight, weight_decay, steps, converged)
 
 
 def _principal_axes(centred: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal columns (D, R) that span the rows (N, D), and the length of the rows along each (R,)."""
+    """Directions (D, R) that span the rows (N, D) of which the optimum is made, and the rows' length along each (R,).
+
+    With at least as many rows as columns these are all D, and single precision is enough: they only steer the descent.
+    """
     count, width = centred.shape
-    gram = (centred.T @ centred if width <= count else centred @ centred.T).double()
-    values, vectors = torch.linalg.eigh(gram)
-    real = values > values[-1].clamp_min(0) * width * torch.finfo(centred.dtype).eps
-    lengths, vectors = values[real].sqrt().to(centred.dtype), vectors[:, real].to(centred.dtype)
-    return vectors if width <= count else centred.T @ vectors / lengths, lengths
+    if width <= count:
+        narrow = centred.float()
+        values, vectors = torch.linalg.eigh(narrow.T @ narrow)
+        return vectors.to(centred), values.clamp_min(0).sqrt().to(centred)
+    values, vectors = torch.linalg.eigh((centred @ centred.T).double())
+    real = values > values[-1].clamp_min(0) * count * torch.finfo(centred.dtype).eps
+    lengths, vectors = values[real].sqrt().to(centred), vectors[:, real].to(centred)
+    return centred.T @ vectors / lengths, lengths
 
 
 def _lbfgs(

@@ -1,16 +1,15 @@
 """How strongly a linear probe is regularised: CLIP's search over weight decays (section A.3), on held-out rows.
 
 The grid has 97 weight decays from 1e-6 to 1e6, even in the logarithm, CLIP's range at 8 a decade. Every sixteenth is tried;
-then the neighbours of the best at distances 8, 4, 2 and 1. Fits run from strong to weak and each begins at its nearest
-neighbour's optimum. Equal accuracies are decided by the lower cross-entropy, which falls where accuracy is flat.
+then the neighbours of the best at distances 8, 4, 2 and 1. Fits run from strong to weak and each begins
+between its neighbours' optima. Equal accuracies are decided by the lower cross-entropy, which falls where accuracy is flat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,7 +18,7 @@ from clipkit.evaluation.logistic import Fit, Problem
 GRID = tuple(10.0 ** (-6 + step / 8) for step in range(97))
 SEEDS, SPANS = range(96, -1, -16), (8, 4, 2, 1)
 NO_CHOICE = 1.0  # scikit-learn's default, where there is nothing to choose by
-_ROUGH = 1e-5  # gradient at which a fit is near enough to be compared; the chosen one is fitted to the end
+_ROUGH = 2e-4  # gradient at which a fit is near enough to be compared; the chosen one is fitted to the end
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ Fold = tuple[Tensor, Tensor]
 """Rows to fit on and rows to look at, int64 each."""
 
 
-def choose(features: Tensor, labels: Tensor, classes: int, folds: Sequence[Fold]) -> tuple[float, list[Tried], Fit | None]:
+def choose(
+    features: Tensor, labels: Tensor, classes: int, folds: Sequence[Fold]
+) -> tuple[float, list[Tried], Fit | None]:
     """The weight decay that does best on rows that the fit has not seen.
 
     Args:
@@ -59,26 +60,24 @@ def choose(features: Tensor, labels: Tensor, classes: int, folds: Sequence[Fold]
     if not folds:
         return NO_CHOICE, [], None
     quick = features.float()  # the comparison needs no more; the chosen one is fitted in the type of the features
-    problems = [Problem(quick[fit], labels[fit], classes) for fit, _ in folds]
+    problems = [Problem(quick[rows], labels[rows], classes) for rows, _ in folds]
+    looked_at = [(quick[rows], labels[rows]) for _, rows in folds]
     fits: dict[int, list[Fit]] = {}
     tried: dict[int, Tried] = {}
 
     def attempt(step: int) -> None:
         if step in tried or not 0 <= step < len(GRID):
             return
-        near = min(fits, key=lambda other: abs(other - step), default=None)
-        starts = [None] * len(problems) if near is None else fits[near]
-        fits[step] = [
-            problem.fit(GRID[step], start=start, tolerance=_ROUGH)
-            for problem, start in zip(problems, starts, strict=True)
-        ]
-        right, loss, count = 0, 0.0, 0
-        for fit, (_, held_out) in zip(fits[step], folds, strict=True):
-            logits, target = fit.logits(quick[held_out]), labels[held_out]
+        found, right, loss = [], 0, 0.0
+        for number, (problem, (rows, target)) in enumerate(zip(problems, looked_at, strict=True)):
+            start = _between({at: of_folds[number] for at, of_folds in fits.items()}, step)
+            found.append(problem.fit(GRID[step], start=start, tolerance=_ROUGH))
+            logits = found[-1].logits(rows)
             right += int((logits.argmax(1) == target).sum())
             loss += float(cross_entropy(logits, target, reduction="sum"))
-            count += len(held_out)
-        tried[step] = Tried(GRID[step], right / count, loss / count, sum(fit.steps for fit in fits[step]))
+        fits[step] = found
+        count = sum(len(target) for _, target in looked_at)
+        tried[step] = Tried(GRID[step], right / count, loss / count, sum(fit.steps for fit in found))
 
     def best() -> int:
         return max(tried, key=lambda step: (tried[step].accuracy, -tried[step].loss))
@@ -91,3 +90,14 @@ def choose(features: Tensor, labels: Tensor, classes: int, folds: Sequence[Fold]
         attempt(middle - span)
     chosen = best()
     return GRID[chosen], [tried[step] for step in sorted(tried, reverse=True)], fits[chosen][0]
+
+
+def _between(fits: Mapping[int, Fit], step: int) -> Fit | None:
+    """Where to begin: between the two neighbours on the path, which is smooth, or at the only one."""
+    below = max((at for at in fits if at < step), default=None)
+    above = min((at for at in fits if at > step), default=None)
+    if below is None or above is None:
+        near = below if above is None else above
+        return None if near is None else fits[near]
+    low, high, share = fits[below], fits[above], (step - below) / (above - below)
+    return replace(low, weight=low.weight.lerp(high.weight, share), bias=low.bias.lerp(high.bias, share))

@@ -43,7 +43,7 @@ def test_the_optimum_is_scikit_learns(digits, weight_decay):
 
 def test_a_weak_decay_ends_no_higher_than_scikit_learn(digits):
     x, y = digits[0][:400], digits[1][:400]
-    ours, theirs = Problem(x, y, 10).fit(1e-2), scikit(x, y, 1e-2)
+    ours, theirs = Problem(x, y, 10).fit(1e-2, tolerance=1e-6), scikit(x, y, 1e-2)
     weight, bias = torch.from_numpy(theirs.coef_.T.copy()), torch.from_numpy(theirs.intercept_)
     assert objective(x, y, ours.weight, ours.bias, 1e-2) <= objective(x, y, weight, bias, 1e-2) * (1 + 1e-6)
 
@@ -57,8 +57,8 @@ def test_fewer_rows_than_columns(digits):
 def test_a_warm_start_ends_at_the_same_optimum_sooner(digits):
     x, y = digits[0][:400], digits[1][:400]
     problem = Problem(x, y, 10)
-    cold = problem.fit(1.0)
-    warm = problem.fit(1.0, start=problem.fit(1.3))
+    cold = problem.fit(1.0, tolerance=1e-6)
+    warm = problem.fit(1.0, start=problem.fit(1.3), tolerance=1e-6)
     torch.testing.assert_close(warm.weight, cold.weight, atol=1e-3, rtol=0)
     assert warm.steps < cold.steps < 100
 

@@ -19,7 +19,11 @@ VISION = {
     "resnet": (RESNET, lambda model: model.attnpool.c_proj, 256),
     "convnext linear": (TIMM | {"timm_proj": "linear"}, lambda model: model.head, 320),
     "convnext mlp": (TIMM | {"timm_proj": "mlp"}, lambda model: model.head, 320),
-    "convnext classifier": (TIMM | {"timm_proj": "", "timm_pool": "avg"}, lambda model: model.trunk.get_classifier(), 320),
+    "convnext classifier": (
+        TIMM | {"timm_proj": "", "timm_pool": "avg"},
+        lambda model: model.trunk.get_classifier(),
+        320,
+    ),
 }
 
 
