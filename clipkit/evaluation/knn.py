@@ -26,7 +26,7 @@ class NearestNeighbours:
     Args:
         data: A set with a part to learn from (``open_train_test``).
         train: That part, where it lies elsewhere.
-        classnames: Names of the classes, instead of the set's.
+        classnames: Names of the classes, or the name of a set of them, instead of the set's.
         features: ``embedding``, ``pooled`` (before the projection), or both; at unit norm either way.
         k: How many neighbours vote, each number on its own.
         temperature: Of the weighted vote: a neighbour counts exp(cosine / temperature).
@@ -42,7 +42,7 @@ class NearestNeighbours:
         data: str | Path,
         *,
         train: str | Path | None = None,
-        classnames: Sequence[str] | None = None,
+        classnames: str | Sequence[str] | None = None,
         features: Sequence[str] = KINDS,
         k: Sequence[int] = (1, 10, 20, 100, 200),
         temperature: float = TEMPERATURE,

@@ -34,7 +34,7 @@ class LinearProbe:
     Args:
         data: A set with a part to learn from (``open_train_test``).
         train: That part, where it lies elsewhere.
-        classnames: Names of the classes, instead of the set's.
+        classnames: Names of the classes, or the name of a set of them, instead of the set's.
         features: ``embedding``, ``pooled`` (before the projection), or both.
         normalise: Whether features are brought to unit norm, as CLIP_benchmark does.
         shots: Few-shot probes besides: training images of each class, each number on its own.
@@ -53,7 +53,7 @@ class LinearProbe:
         data: str | Path,
         *,
         train: str | Path | None = None,
-        classnames: Sequence[str] | None = None,
+        classnames: str | Sequence[str] | None = None,
         features: Sequence[str] = KINDS,
         normalise: bool = True,
         shots: Sequence[int] = (),

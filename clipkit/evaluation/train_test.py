@@ -26,7 +26,7 @@ class TrainTest:
 
 
 def open_train_test(
-    data: str | Path, train: str | Path | None = None, *, classnames: Sequence[str] | None = None
+    data: str | Path, train: str | Path | None = None, *, classnames: str | Sequence[str] | None = None
 ) -> TrainTest:
     """Open both parts of a set.
 
@@ -34,7 +34,7 @@ def open_train_test(
         data: CLIP_benchmark's shards with ``train/`` beside ``test/``, a folder with class folders in ``train/`` and in
             ``test/`` (or ``val/``), or, where ``train`` is given, any set for zero-shot classification.
         train: The part to learn from, where it lies elsewhere.
-        classnames: Names of the classes, instead of the set's.
+        classnames: Names of the classes, or the name of a set of them, instead of the set's.
 
     Raises:
         ValueError: If a part is missing or cannot be used as it is, or their classes differ.

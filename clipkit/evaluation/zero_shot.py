@@ -22,8 +22,9 @@ class ZeroShot:
 
     Args:
         data: CLIP_benchmark's shards or class folders.
-        templates: Prompts with ``{c}``, instead of the set's; ``prompts.DEFAULT_TEMPLATES`` where the set has none.
-        classnames: Names of the classes, instead of the set's.
+        templates: Prompts with ``{c}``, or the name of a set of them (``openai80``), instead of the set's;
+            ``prompts.DEFAULT_TEMPLATES`` where the set has none.
+        classnames: Names of the classes, or the name of a set of them (``imagenet1k``), instead of the set's.
 
     Raises:
         ValueError: If the set cannot be used as it is, with place and cure.
@@ -35,8 +36,8 @@ class ZeroShot:
         self,
         data: str | Path,
         *,
-        templates: Sequence[str] | None = None,
-        classnames: Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
+        classnames: str | Sequence[str] | None = None,
     ) -> None:
         self.data = open_classification(data, classnames=classnames, templates=templates)
         self.templates = self.data.templates or DEFAULT_TEMPLATES
