@@ -119,7 +119,7 @@ class LinearProbe:
         folds = folds_of(y.cpu(), self.seed) if few else [hold_out(y.cpu(), self.validation, self.seed)]
         fit, tried = fit_probe(x, y, [fold for fold in folds if len(fold[1])])
         logits = target.new_full((len(target), len(self.parts.test.classnames)), torch.finfo(target.dtype).min)
-        logits[:, y.unique()] = fit.logits(target)
+        logits[:, torch.unique(y)] = fit.logits(target)
         how = {
             "weight_decay": fit.weight_decay,
             "steps": fit.steps,
@@ -140,7 +140,7 @@ def fit_probe(x: Tensor, y: Tensor, folds: Sequence[Fold]) -> tuple[Fit, list[Tr
     Returns:
         The classifier, its classes those of ``y`` in ascending order, and all weight decays that were tried.
     """
-    present, labels = y.unique(return_inverse=True)
+    present, labels = torch.unique(y, return_inverse=True)
     weight_decay, tried, start = choose(x, labels, len(present), folds)
     return Problem(x, labels, len(present)).fit(weight_decay, start=start), tried
 

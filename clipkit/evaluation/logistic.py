@@ -145,7 +145,7 @@ def _lbfgs(
         return loss
 
     with torch.no_grad():
-        optimiser.step(closure)
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
         gradient = loss_and_gradient(point)[1]
     steps = int(optimiser.state[point].get("n_iter", 0))
     return point, steps, float(gradient.abs().max()) <= max(tolerance, 10 * torch.finfo(start.dtype).eps)

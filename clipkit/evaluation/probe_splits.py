@@ -79,4 +79,4 @@ def _shuffled(labels: Tensor, seed: int) -> list[Tensor]:
     """The rows of each class that occurs, in a drawn order."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    return [order[labels[order] == label] for label in labels.unique()]
+    return [order[labels[order] == label] for label in torch.unique(labels)]

@@ -86,7 +86,7 @@ class ImageTower(Tower):
         """What the model gives for such images (B, D), before it is brought to unit norm."""
         x = self.normalise(x) if x.dtype == torch.uint8 else x
         out = at_resolution(self.model, x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
-        return out[0] if isinstance(out, tuple) else out
+        return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
 
 class TextTower(Tower):
