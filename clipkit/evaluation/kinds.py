@@ -16,10 +16,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipkit.config.evaluate import RetrievalSpec, ZeroShotSpec
+from clipkit.config.evaluate import LinearProbeSpec, NearestNeighboursSpec, RetrievalSpec, ZeroShotSpec
 from clipkit.config.single import validated
 from clipkit.evaluation.datasets import task_of
 from clipkit.evaluation.evaluator import Evaluator
+from clipkit.evaluation.knn import NearestNeighbours
+from clipkit.evaluation.linear_probe import LinearProbe
 from clipkit.evaluation.places import local_place
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
@@ -35,6 +37,8 @@ class Kind(NamedTuple):
 KINDS: dict[str, Kind] = {
     "zero_shot": Kind(ZeroShotSpec, ZeroShot),
     "retrieval": Kind(RetrievalSpec, Retrieval),
+    "linear_probe": Kind(LinearProbeSpec, LinearProbe),
+    "knn": Kind(NearestNeighboursSpec, NearestNeighbours),
 }
 
 

@@ -47,7 +47,8 @@ class NearestNeighbours:
         k: Sequence[int] = (1, 10, 20, 100, 200),
         temperature: float = TEMPERATURE,
     ) -> None:
-        self.parts = open_train_test(data, train, classnames=classnames)
+        parts = open_train_test(data, train, classnames=classnames)
+        self.data, self.train = parts.test, parts.train
         self.features = check_kinds(features)
         if not k or min(k) < 1:
             raise ValueError(f"k: {list(k)}; give one or more numbers of neighbours, each at least 1")
@@ -70,7 +71,7 @@ class NearestNeighbours:
         Raises:
             ValueError: If an image cannot be read, or features are not finite.
         """
-        train, test = self.parts.train, self.parts.test
+        train, test = self.train, self.data
         learned = encodings.features(train.images, self.features)
         scored = encodings.features(test.images, self.features)
         figures: Figures = {}

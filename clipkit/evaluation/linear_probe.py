@@ -65,9 +65,10 @@ class LinearProbe:
             raise ValueError(f"validation: {validation}; it is a share of the training images, above 0 and below 1")
         if shots and min(shots) < 1:
             raise ValueError(f"shots: {list(shots)}; each is a number of images a class, at least 1")
-        self.parts = open_train_test(data, train, classnames=classnames)
+        parts = open_train_test(data, train, classnames=classnames)
+        self.data, self.train = parts.test, parts.train
         self.normalise, self.validation, self.seed = normalise, validation, seed
-        train_labels, names = self.parts.train.labels, self.parts.train.classnames
+        train_labels, names = self.train.labels, self.train.classnames
         self._rows: dict[int | None, Tensor] = {None: torch.arange(len(train_labels))}
         self._rows |= {count: few_shot(train_labels, count, seed, names) for count in sorted(set(shots))}
         absent = sorted(set(range(len(names))) - set(train_labels.tolist()))
@@ -89,7 +90,7 @@ class LinearProbe:
         Raises:
             ValueError: If an image cannot be read, or features are not finite.
         """
-        train, test = self.parts.train, self.parts.test
+        train, test = self.train, self.data
         learned = encodings.features(train.images, self.features)
         scored = encodings.features(test.images, self.features)
         figures: Figures = {}
@@ -118,7 +119,7 @@ class LinearProbe:
         """Scores of all classes (M, C) for ``target`` (M, D), and how they came about."""
         folds = folds_of(y.cpu(), self.seed) if few else [hold_out(y.cpu(), self.validation, self.seed)]
         fit, tried = fit_probe(x, y, [fold for fold in folds if len(fold[1])])
-        logits = target.new_full((len(target), len(self.parts.test.classnames)), torch.finfo(target.dtype).min)
+        logits = target.new_full((len(target), len(self.data.classnames)), torch.finfo(target.dtype).min)
         logits[:, torch.unique(y)] = fit.logits(target)
         how = {
             "weight_decay": fit.weight_decay,

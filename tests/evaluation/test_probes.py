@@ -11,6 +11,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
+import clipkit
+from clipkit.config import LinearProbeSpec, NearestNeighboursSpec
 from clipkit.evaluation import feature_cache
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.knn import NearestNeighbours
@@ -111,7 +113,7 @@ def test_the_scored_part_decides_nothing(folders, tmp_path):
     encodings = Encodings(probe_jobs.encoder())
     probe = LinearProbe(folders, features=["embedding"])
     chosen = probe.run(encodings).details["lp"]
-    object.__setattr__(probe.parts.test, "labels", torch.zeros_like(probe.parts.test.labels))
+    object.__setattr__(probe.data, "labels", torch.zeros_like(probe.data.labels))
     assert probe.run(encodings).details["lp"] == chosen
 
 
@@ -174,9 +176,24 @@ def test_a_class_without_training_images_is_said_and_missed(folders, tmp_path, c
     probe = LinearProbe(folders / "test", train=shard, features=["embedding"])
     assert "1 classes have no training image ('9 nine')" in caplog.text
     outcome = probe.run(Encodings(probe_jobs.encoder())).outcomes["lp_acc1"]
-    nines = probe.parts.test.labels == 9
+    nines = probe.data.labels == 9
     assert not outcome[nines].any()
     assert outcome[~nines].float().mean() > 0.5
+
+
+def test_python_and_configurations_name_them(folders, found, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPKIT_CACHE", str(tmp_path))
+    options = {"features": "pooled", "shots": [4]}
+    figures = clipkit.evaluate(probe_jobs.encoder(), data=folders, task="linear_probe", options=options)
+    assert figures["lp_acc1_pooled_4shot"] == found[0]["lp_acc1_pooled_4shot"]
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    spec = LinearProbeSpec(kind="linear_probe", data="x", **options)
+    assert spec.figures[0] == "lp_acc1_pooled"
+    assert set(spec.figures) | {"samples", "train_samples"} == figures.keys()
+    votes = NearestNeighboursSpec(kind="knn", data="x", k=[1, 20])
+    assert set(votes.figures) | {"samples", "train_samples"} == found[2].keys()
+    with pytest.raises(ValueError, match="there is no option 'shot'; did you mean 'shots'"):
+        clipkit.evaluate(probe_jobs.encoder(), data=folders, task="linear_probe", options={"shot": [4]})
 
 
 def test_more_neighbours_than_images_are_no_figure(folders):

@@ -110,7 +110,7 @@ def test_digits_probe_beats_neighbours_of_chance(folders):
         LinearProbe(folders, features=["pooled"]),
         NearestNeighbours(folders, features=["pooled"], k=[5]),
     )
-    assert probe.parts.train.classnames == tuple(f"{label} {name}" for label, name in enumerate(NAMES))
+    assert probe.train.classnames == tuple(f"{label} {name}" for label, name in enumerate(NAMES))
     figures = probe.run(encodings).figures | neighbours.run(encodings).figures
     assert figures["lp_acc1_pooled"] > 0.5, "random features of 32 numbers; chance is 0.1"
     assert figures["knn_acc1@5_pooled"] > 0.4
