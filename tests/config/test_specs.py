@@ -77,7 +77,7 @@ def test_unions_are_closed_by_kind():
     from clipkit.config import TaskSpec
 
     kinds = [spec.model_fields["kind"].annotation for spec in get_args(get_args(TaskSpec)[0])]
-    assert [get_args(kind) for kind in kinds] == [("zero_shot",), ("retrieval",)]
+    assert [get_args(kind) for kind in kinds] == [("zero_shot",), ("retrieval",), ("linear_probe",), ("knn",)]
 
 
 @pytest.mark.parametrize(
