@@ -144,7 +144,8 @@ def evaluate(
     cache = default_cache()
     evaluator = build_evaluator(task_spec(data, cache, kind=task, options=options), cache)
     encoder = load(model) if isinstance(model, str | Path) else model
-    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed)
+    kept = cache / "features"
+    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
     warned = [Question(str(data), evaluator)]
     (result,) = evaluate_sets(
         encoder, warned, setting, say=lambda line: say(line) if line.startswith("warning") else None

@@ -96,7 +96,8 @@ class NearestNeighbours:
                     name = f"{vote}@{k}{suffix(kind)}"
                     figures[name] = float(outcomes[name].double().mean()) if name in outcomes else None
         counts: Figures = {"samples": len(test), "train_samples": len(train)}
-        return Findings(figures | counts, outcomes, {"temperature": self.temperature, "normalised": True})
+        details = {"temperature": self.temperature, "normalised": True}
+        return Findings(figures | counts, outcomes, details=details)
 
 
 def vote_ranks(

@@ -95,6 +95,7 @@ class LinearProbe:
         scored = encodings.features(test.images, self.features)
         figures: Figures = {}
         outcomes: dict[str, Tensor] = {}
+        strata: dict[str, Tensor] = {}
         details: dict[str, Any] = {"normalised": self.normalise, "seed": self.seed}
         device = compute_device(encodings.encoder.device)
         for kind in self.features:
@@ -103,13 +104,23 @@ class LinearProbe:
             for shots, rows in self._rows.items():
                 end = suffix(kind) + ("" if shots is None else f"_{shots}shot")
                 logits, how = self._probe(x[rows], y[rows], target, few=shots is not None)
-                found = _figures(logits.cpu(), test.labels)
-                figures |= {f"{name}{end}": value for name, value in found.items()}
-                outcomes[f"lp_acc1{end}"] = metrics.label_ranks(logits.cpu(), test.labels) < 1
+                ranks = metrics.label_ranks(logits.cpu(), test.labels)
+                right = ranks < 1
+                figures[f"lp_acc1{end}"] = metrics.recall_at(ranks, 1)
+                figures[f"lp_acc5{end}"] = metrics.recall_at(ranks, 5) if logits.shape[1] >= 5 else None
+                figures[f"lp_mean_per_class_recall{end}"] = metrics.mean_per_class_recall(right, test.labels)
+                outcomes |= {
+                    f"lp_acc1{end}": right,
+                    f"lp_acc5{end}": ranks < 5,
+                    f"lp_mean_per_class_recall{end}": right,
+                }
+                strata[f"lp_mean_per_class_recall{end}"] = test.labels
                 details[f"lp{end}"] = how
                 if not how["converged"]:
                     _log.warning("linear probe on %s: not at its optimum after %d steps", train.name, how["steps"])
-        return Findings(figures | {"samples": len(test), "train_samples": len(train)}, outcomes, details)
+        kept = {name: hits for name, hits in outcomes.items() if figures[name] is not None}
+        counts: Figures = {"samples": len(test), "train_samples": len(train)}
+        return Findings(figures | counts, kept, strata=strata, details=details)
 
     def _prepared(self, features: Tensor, device: torch.device) -> Tensor:
         wide = features.to(device).double()
@@ -144,12 +155,3 @@ def fit_probe(x: Tensor, y: Tensor, folds: Sequence[Fold]) -> tuple[Fit, list[Tr
     present, labels = torch.unique(y, return_inverse=True)
     weight_decay, tried, start = choose(x, labels, len(present), folds)
     return Problem(x, labels, len(present)).fit(weight_decay, start=start), tried
-
-
-def _figures(logits: Tensor, labels: Tensor) -> dict[str, float | None]:
-    ranks = metrics.label_ranks(logits, labels)
-    return {
-        "lp_acc1": metrics.recall_at(ranks, 1),
-        "lp_acc5": metrics.recall_at(ranks, 5) if logits.shape[1] >= 5 else None,
-        "lp_mean_per_class_recall": metrics.mean_per_class_recall(ranks == 0, labels),
-    }

@@ -133,19 +133,20 @@ def test_features_are_kept_and_found_again(folders, tmp_path, monkeypatch):
 
 def test_a_key_follows_all_that_features_are_made_of(folders):
     images, encoder = open_train_test(folders).test.images, probe_jobs.encoder()
-    key = feature_cache.features_key(encoder, images, ["pooled"])
-    assert key == feature_cache.features_key(probe_jobs.encoder(), list(images), ["pooled"])
+    key = feature_cache.features_key(encoder, images, ["pooled"], "fp32")
+    assert key == feature_cache.features_key(probe_jobs.encoder(), list(images), ["pooled"], "fp32")
     others = [
-        feature_cache.features_key(encoder, images[::-1], ["pooled"]),
-        feature_cache.features_key(encoder, images, ["embedding"]),
-        feature_cache.features_key(probe_jobs.encoder(1), images, ["pooled"]),
+        feature_cache.features_key(encoder, images[::-1], ["pooled"], "fp32"),
+        feature_cache.features_key(encoder, images, ["embedding"], "fp32"),
+        feature_cache.features_key(encoder, images, ["pooled"], "bf16"),
+        feature_cache.features_key(probe_jobs.encoder(1), images, ["pooled"], "fp32"),
     ]
     encoder.info.preprocess["interpolation"] = "bilinear"
-    others.append(feature_cache.features_key(encoder, images, ["pooled"]))
+    others.append(feature_cache.features_key(encoder, images, ["pooled"], "fp32"))
     first = Path(images[0].path)
     first.write_bytes(first.read_bytes())
-    others.append(feature_cache.features_key(probe_jobs.encoder(), images, ["pooled"]))
-    assert len({key, *others}) == 6
+    others.append(feature_cache.features_key(probe_jobs.encoder(), images, ["pooled"], "fp32"))
+    assert len({key, *others}) == 7
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "emptied"])
@@ -189,7 +190,11 @@ def test_python_and_configurations_name_them(folders, found, tmp_path, monkeypat
     assert len(list((tmp_path / "features").iterdir())) == 2
     spec = LinearProbeSpec(kind="linear_probe", data="x", **options)
     assert spec.figures[0] == "lp_acc1_pooled"
-    assert set(spec.figures) | {"samples", "train_samples"} == figures.keys()
+    intervals = {name for name in figures if name.endswith("_ci")}
+    assert intervals == {f"{name}_ci" for name in spec.figures}
+    low, high = figures["lp_acc1_pooled_ci"]
+    assert 0 < low < figures["lp_acc1_pooled"] < high < 1
+    assert set(spec.figures) | intervals | {"samples", "train_samples"} == figures.keys()
     votes = NearestNeighboursSpec(kind="knn", data="x", k=[1, 20])
     assert set(votes.figures) | {"samples", "train_samples"} == found[2].keys()
     with pytest.raises(ValueError, match="there is no option 'shot'; did you mean 'shots'"):
