@@ -125,3 +125,11 @@ def test_folds_look_at_each_row_once():
         assert not set(fit.tolist()) & set(look.tolist())
         assert set(labels[fit].tolist()) == {0, 1, 2}
     assert folds_of(torch.tensor([0, 1, 1]), seed=0) == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same(digits):
+    x, y = digits[0][:400], digits[1][:400]
+    here = Problem(x, y, 10).fit(1.0, tolerance=2e-8)
+    there = Problem(x.cuda(), y.cuda(), 10).fit(1.0, tolerance=2e-8)
+    torch.testing.assert_close(there.weight.cpu(), here.weight, atol=1e-5, rtol=0)
