@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test venv bench check format slow clean
+.PHONY: demo test venv bench check format slow fixtures clean
 
 demo: $(VENV)/.demo
 	$(BIN)/clipkit demo
@@ -46,5 +46,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/.demo
 
+# real data that tests need and nobody commits; without it they skip
+fixtures:
+	.ci/fixtures
+
 clean:
-	rm -rf $(VENV) runs dist build
+	rm -rf $(VENV) .fixtures runs dist build

@@ -141,9 +141,11 @@ def evaluate(
     from clipkit.evaluation.engine import Question, Setting, evaluate_sets
     from clipkit.evaluation.kinds import build_evaluator, task_spec
 
-    evaluator = build_evaluator(task_spec(data, default_cache(), kind=task, options=options), default_cache())
+    cache = default_cache()
+    evaluator = build_evaluator(task_spec(data, cache, kind=task, options=options), cache)
     encoder = load(model) if isinstance(model, str | Path) else model
-    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed)
+    kept = cache / "features"
+    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
     warned = [Question(str(data), evaluator)]
     (result,) = evaluate_sets(
         encoder, warned, setting, say=lambda line: say(line) if line.startswith("warning") else None

@@ -6,7 +6,7 @@ Shapes: N images, M texts, D embedding width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from clipkit.data.images import image_tensor
 from clipkit.data.transforms import Preprocess
-from clipkit.towers.base import Tokenize
+from clipkit.towers.base import Features, Tokenize
+from clipkit.towers.before_projection import before_projection
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, open_clip_state_dict, token_counts
 
 _TOKENISED = 8192  # texts of one call of the tokenizer
+_BLANK = torch.zeros(3, 8, 8, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,26 @@ class Encoder:
         """
         return self._encode(self.image, images, self.prepare, batch_size)
 
+    def encode_image_features(self, images: Sequence[Image.Image | Tensor], *, batch_size: int = 64) -> Tensor:
+        """Features before the projection and embeddings, of one forward.
+
+        Args:
+            images: PIL images, or uint8 tensors (3, H, W) of any size.
+            batch_size: Images of one forward.
+
+        Returns:
+            (N, H + D) float32 on the CPU: the pooled output before the projection, as it is, then the embedding, unit norm.
+
+        Raises:
+            ValueError: If it is not known where the model projects.
+        """
+
+        def both(x: Tensor) -> Features:
+            return Features(torch.cat(before_projection(self.image, x), dim=1))
+
+        found = self._encode(self.image, images or [_BLANK], self.prepare, batch_size, run=both)
+        return found if images else found[:0]
+
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Embed texts; one longer than the context is cut, as open_clip cuts it, and counted in ``texts_cut``.
 
@@ -158,14 +180,21 @@ class Encoder:
         return {key: value.detach().cpu().contiguous() for key, value in state.items()}
 
     @torch.no_grad()
-    def _encode(self, tower: nn.Module, items: Sequence[Any], prepare: Any, batch_size: int) -> Tensor:
+    def _encode(
+        self,
+        tower: nn.Module,
+        items: Sequence[Any],
+        prepare: Any,
+        batch_size: int,
+        run: Callable[[Tensor], Features] | None = None,
+    ) -> Tensor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         parts = []
         with _evaluating(tower):
             for start in range(0, len(items), batch_size):
                 x = prepare(items[start : start + batch_size]).to(self.device)
-                parts.append(tower(x).pooled.float().cpu())
+                parts.append((run or tower)(x).pooled.float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, int(self.info.config["embed_dim"]))
 
 

@@ -69,7 +69,6 @@ OPEN_CLIP = {
     "clipkit.towers.open_clip": "builds every model",
     "clipkit.exporters.open_clip": "the proof of an export loads it the way its receiver will, past our own code",
     "clipkit.evaluation.preprocessing": "what published weights want is written in open_clip's registry",
-    "clipkit.evaluation.prompts": "the prompts that published figures were made with are open_clip's constants",
 }
 
 Import = tuple[int, str]  # line, dotted name

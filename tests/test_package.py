@@ -84,7 +84,13 @@ def test_a_wheel_holds_what_clipkit_reads(wheel):
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     configs = {f"clipkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.*")}
     assert configs, "no configuration is shipped"
-    needed = {"clipkit/py.typed", "clipkit/demo/emoji.zip", "clipkit/demo/NOTICE", "clipkit/__main__.py"} | configs
+    class_lists = {path.relative_to(ROOT).as_posix() for path in (ROOT / "clipkit/evaluation/classnames").iterdir()}
+    assert len(class_lists) > 30
+    needed = (
+        class_lists
+        | {"clipkit/py.typed", "clipkit/demo/emoji.zip", "clipkit/demo/NOTICE", "clipkit/__main__.py"}
+        | configs
+    )
     assert needed <= names, f"missing from the wheel: {sorted(needed - names)}"
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "clipkit").rglob("*.py")}
     assert modules <= names
@@ -92,6 +98,7 @@ def test_a_wheel_holds_what_clipkit_reads(wheel):
     assert f"Name: {DISTRIBUTION}" in metadata
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert any(name.endswith("licenses/clipkit/demo/NOTICE") for name in names)
+    assert any(name.endswith("licenses/clipkit/evaluation/classnames/NOTICE") for name in names)
 
 
 def test_an_unpacked_wheel_finds_its_configurations(wheel, tmp_path):

@@ -108,9 +108,11 @@ def evaluate(
             raise typer.Exit(code)
         return
     from clipkit.cli.evaluate import Asked, evaluate_all
+    from clipkit.data.index import default_cache
     from clipkit.evaluation.engine import Setting
 
-    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed)
+    kept = default_cache() / "features"
+    setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
     evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting))
 
 

@@ -12,7 +12,14 @@ from clipkit.config.base import Spec
 from clipkit.config.catalog import shipped
 from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import DataSpec, PackSpec, SourceSpec, StageSpec
-from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, TaskSpec, ZeroShotSpec
+from clipkit.config.evaluate import (
+    EvaluateSpec,
+    LinearProbeSpec,
+    NearestNeighboursSpec,
+    RetrievalSpec,
+    TaskSpec,
+    ZeroShotSpec,
+)
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
 from clipkit.config.losses import (
@@ -47,11 +54,13 @@ __all__ = [
     "EvalAugmentSpec",
     "EvaluateSpec",
     "InfoNCESpec",
+    "LinearProbeSpec",
     "Loaded",
     "LoggingSpec",
     "LossSpec",
     "ModelSpec",
     "MutualInformationSpec",
+    "NearestNeighboursSpec",
     "OpenClipAugmentSpec",
     "OptimSpec",
     "PackSpec",

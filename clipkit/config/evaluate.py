@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from clipkit.config.base import Interval, Name, NotNegative, Spec, Text, Texts
+from clipkit.config.base import Interval, Name, NotNegative, Spec, Text, Texts, as_list
 from clipkit.config.units import Count
 
 
@@ -23,10 +23,13 @@ class ZeroShotSpec(Spec):
     kind: Literal["zero_shot"] = Field(description="Which task this is.")
     data: Text = Field(description="Shards, a folder of class folders, or embedded:NAME.")
     templates: Texts | None = Field(
-        None, description="Prompts with {c} for the class name; unset: the data set's own, else `a photo of a {c}.`"
+        None,
+        description="Prompts with {c} for the class name, or the name of a set of them (`openai80`); unset: the data set's own, "
+        "else `a photo of a {c}.`",
     )
     classnames: Texts | None = Field(
-        None, description="Class names in the order of the labels; unset: the data set's own."
+        None,
+        description="Class names in the order of the labels, or the name of a set of them (`imagenet1k`); unset: the data set's own.",
     )
     prompts: Text | None = Field(
         None,
@@ -73,7 +76,63 @@ class CompositionalSpec(Spec):
     images: Text | None = Field(None, description="Folder of the images; unset: images beside the file, or its folder.")
 
 
-TaskSpec = Annotated[ZeroShotSpec | RetrievalSpec | MultiLabelSpec | CompositionalSpec, Field(discriminator="kind")]
+Kind = Literal["embedding", "pooled"]
+Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_list, json_schema_input_type=Kind | list[Kind])]
+Number = Annotated[int, Field(strict=True, ge=1)]
+_DATA = "Shards with train/ beside test/, or a folder of class folders in train/ and in test/."
+_TRAIN = "What to learn from, where it does not lie beside what is scored."
+_NAMES = "Class names in the order of the labels, or the name of a set of them; unset: the data set's own."
+_FEATURES = "Image features: `embedding`, `pooled` (before the projection), or both."
+
+
+def _of_kinds(kinds: tuple[Kind, ...], *names: str) -> tuple[str, ...]:
+    return tuple(f"{name}{'' if kind == 'embedding' else f'_{kind}'}" for kind in kinds for name in names)
+
+
+class LinearProbeSpec(Spec):
+    """A linear classifier on frozen image features."""
+
+    kind: Literal["linear_probe"] = Field(description="Which task this is.")
+    data: Text = Field(description=_DATA)
+    train: Text | None = Field(None, description=_TRAIN)
+    classnames: Texts | None = Field(None, description=_NAMES)
+    features: Kinds = Field(default=("embedding", "pooled"), min_length=1, description=_FEATURES)
+    normalise: bool = Field(True, description="Bring features to unit norm, as CLIP_benchmark does.")
+    shots: tuple[Number, ...] = Field((), description="Few-shot probes besides, by training images of each class.")
+    validation: float = Field(
+        0.2, gt=0, lt=1, description="Share of each class's training images by which the weight decay is chosen."
+    )
+    seed: int = Field(0, description="Of the draws of shots and of held-out images.")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its figures, the one that decides first."""
+        ends = ("", *(f"_{shots}shot" for shots in self.shots))
+        names = ("lp_acc1", "lp_acc5", "lp_mean_per_class_recall")
+        return tuple(f"{name}{end}" for end in ends for name in _of_kinds(self.features, *names))
+
+
+class NearestNeighboursSpec(Spec):
+    """A vote among the nearest training images."""
+
+    kind: Literal["knn"] = Field(description="Which task this is.")
+    data: Text = Field(description=_DATA)
+    train: Text | None = Field(None, description=_TRAIN)
+    classnames: Texts | None = Field(None, description=_NAMES)
+    features: Kinds = Field(default=("embedding", "pooled"), min_length=1, description=_FEATURES)
+    k: tuple[Number, ...] = Field(default=(1, 10, 20, 100, 200), min_length=1, description="How many neighbours vote.")
+    temperature: float = Field(0.07, gt=0, description="A neighbour's vote counts exp(cosine / temperature).")
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its figures, the one that decides first."""
+        return _of_kinds(self.features, *(f"{vote}@{k}" for vote in ("knn_acc1", "knn_majority_acc1") for k in self.k))
+
+
+TaskSpec = Annotated[
+    ZeroShotSpec | RetrievalSpec | MultiLabelSpec | CompositionalSpec | LinearProbeSpec | NearestNeighboursSpec,
+    Field(discriminator="kind"),
+]
 
 
 _SMALLER = re.compile(r"loss|ece|gap|rank|error", re.IGNORECASE)

@@ -12,6 +12,7 @@ from typing import Literal
 
 from clipkit.evaluation.caption_json import open_caption_json
 from clipkit.evaluation.folders import has_captions_beside, open_caption_folder, open_class_folders, open_csv
+from clipkit.evaluation.named_sets import classnames_of, templates_of
 from clipkit.evaluation.samples import ClassificationSet, RetrievalSet, check_templates
 from clipkit.evaluation.shards import find_layout, open_classification_shards, open_retrieval_shards
 
@@ -20,22 +21,21 @@ _CSV = (".csv", ".tsv")
 
 
 def open_classification(
-    data: str | Path, *, classnames: Sequence[str] | None = None, templates: Sequence[str] | None = None
+    data: str | Path, *, classnames: str | Sequence[str] | None = None, templates: str | Sequence[str] | None = None
 ) -> ClassificationSet:
     """Open a set for zero-shot classification: CLIP_benchmark's shards or class folders.
 
     Args:
         data: The folder.
-        classnames: Names of the classes, instead of the set's.
-        templates: Prompts with ``{c}``, instead of the set's.
+        classnames: Names of the classes, instead of the set's; a text names a set of ``named_sets``.
+        templates: Prompts with ``{c}``, instead of the set's; a text without it names a set.
 
     Raises:
         ValueError: If it cannot be used as it is, with place and cure.
     """
     path = _existing(data)
-    if isinstance(classnames, str):
-        raise ValueError(f"classnames are a list of names, got the text {classnames!r}; write [{classnames!r}]")
-    given = None if templates is None else check_templates(templates, "templates")
+    classnames = None if classnames is None else classnames_of(classnames)
+    given = None if templates is None else check_templates(templates_of(templates), "templates")
     if path.is_file():
         raise ValueError(
             f"{path}: a file; zero-shot takes a folder of CLASS/image folders or of CLIP_benchmark's shards"

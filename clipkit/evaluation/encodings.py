@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from clipkit.encoder import Encoder
+from clipkit.evaluation.feature_cache import cached, features_key
 from clipkit.evaluation.prompts import fill
 from clipkit.evaluation.samples import ImageFile
 from clipkit.evaluation.split import encode_images, gather_by_index, my_share
@@ -31,6 +33,7 @@ class Encodings:
         workers: Processes a rank that read and decode images.
         precision: One of ``PRECISIONS``: what the towers compute in (autocast); embeddings are float32.
         on_images: Told of images that this rank has encoded.
+        feature_cache: A folder where the features that probes learn from are kept; None keeps none.
 
     Raises:
         ValueError: If there is no such precision.
@@ -44,6 +47,7 @@ class Encodings:
         workers: int = 0,
         precision: str = "fp32",
         on_images: Callable[[int], None] = lambda count: None,
+        feature_cache: Path | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is not known; take one of {', '.join(PRECISIONS)}")
@@ -52,6 +56,8 @@ class Encodings:
         self.on_images = on_images
         self.batch_size = batch_size
         self.workers = workers
+        self.feature_cache = feature_cache
+        self._features: dict[tuple[tuple[ImageFile, ...], tuple[str, ...]], dict[str, Tensor]] = {}
         self._images: tuple[tuple[ImageFile, ...], Tensor] | None = None
         self._texts: tuple[tuple[str, ...], Tensor] | None = None
         self._classes: dict[tuple[tuple[str, ...], ...], Tensor] = {}
@@ -81,6 +87,48 @@ class Encodings:
             self._require_finite(found, images)
             self._images = key, found
         return self._images[1]
+
+    def features(self, images: Sequence[ImageFile], kinds: Sequence[str]) -> dict[str, Tensor]:
+        """Image features that a probe learns from; those of the last two sets are kept, one to learn from and one to score.
+
+        Args:
+            images: Where the images lie (N).
+            kinds: ``embedding``, or also ``pooled``: the tower's output before the projection.
+
+        Returns:
+            By kind (N, H) or (N, D) float32, on the CPU, the same on every rank; embeddings have unit norm, pooled
+            features are as the tower gives them.
+
+        Raises:
+            ValueError: If an image cannot be read, or it is not known where the model projects.
+        """
+        key = tuple(images), tuple(sorted(kinds))
+        if key not in self._features:
+            if self.feature_cache is None:
+                made = self._make_features(images, kinds)
+            else:
+                name = features_key(self.encoder, images, kinds, self.precision)
+                made = cached(self.feature_cache, name, lambda: self._make_features(images, kinds))
+            if len(self._features) == 2:
+                del self._features[next(iter(self._features))]
+            self._features[key] = made
+        return self._features[key]
+
+    def _make_features(self, images: Sequence[ImageFile], kinds: Sequence[str]) -> dict[str, Tensor]:
+        if "pooled" not in kinds:
+            return {"embedding": self.images(images)}
+        with self._arithmetic():
+            both = encode_images(
+                self.encoder,
+                images,
+                batch_size=self.batch_size,
+                workers=self.workers,
+                on_images=self.on_images,
+                encode=self.encoder.encode_image_features,
+            )
+        self._require_finite(both, images)
+        width = int(self.encoder.info.config["embed_dim"])
+        return {"pooled": both[:, :-width].contiguous(), "embedding": both[:, -width:].contiguous()}
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Embeddings of texts.

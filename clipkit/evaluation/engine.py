@@ -55,12 +55,14 @@ class Setting:
         workers: Processes a rank that read and decode images.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         seed: Of the bootstrap.
+        feature_cache: A folder where the features that probes learn from are kept; None keeps none.
     """
 
     batch_size: int = 64
     workers: int = 0
     precision: str = "fp32"
     seed: int = 0
+    feature_cache: Path | None = None
 
 
 def evaluate_sets(
@@ -97,6 +99,7 @@ def evaluate_sets(
         workers=setting.workers,
         precision=setting.precision,
         on_images=on_images,
+        feature_cache=setting.feature_cache,
     )
     if doubt := preprocessing_doubt(encoder):
         say(doubt)
@@ -106,6 +109,19 @@ def evaluate_sets(
     blanks = [_blank(encoder, question, setting, hashes) for question in questions]
     if out is not None:
         refuse_equal_names(blanks, out)
+    return _answers(questions, blanks, encodings, setting, out=out, say=say, on_images=on_images)
+
+
+def _answers(
+    questions: Sequence[Question],
+    blanks: Sequence[Result],
+    encodings: Encodings,
+    setting: Setting,
+    *,
+    out: Path | None,
+    say: Say,
+    on_images: Callable[[int], None],
+) -> list[Result]:
     results = []
     for number, (question, blank) in enumerate(zip(questions, blanks, strict=True), start=1):
         place = f"{number}/{len(questions)} {question.name}"
@@ -220,8 +236,9 @@ def _standing(path: Path, blank: Result) -> Result | None:
 
 
 def _classnames(evaluator: Evaluator) -> Sequence[str]:
-    """The names among which a zero-shot classifier guesses: its chance is one over their number."""
-    return getattr(getattr(evaluator, "data", None), "classnames", ()) if hasattr(evaluator, "templates") else ()
+    """The names among which a classifier guesses: its chance is one over their number."""
+    guesses = hasattr(evaluator, "templates") or hasattr(evaluator, "train")
+    return getattr(getattr(evaluator, "data", None), "classnames", ()) if guesses else ()
 
 
 def _device_name(encoder: Encoder) -> str:

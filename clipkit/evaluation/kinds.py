@@ -16,11 +16,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clipkit.config.evaluate import CompositionalSpec, MultiLabelSpec, RetrievalSpec, ZeroShotSpec
+from clipkit.config.evaluate import (
+    CompositionalSpec,
+    LinearProbeSpec,
+    MultiLabelSpec,
+    NearestNeighboursSpec,
+    RetrievalSpec,
+    ZeroShotSpec,
+)
 from clipkit.config.single import validated
 from clipkit.evaluation.compositional import Compositional
 from clipkit.evaluation.datasets import task_of
 from clipkit.evaluation.evaluator import Evaluator
+from clipkit.evaluation.knn import NearestNeighbours
+from clipkit.evaluation.linear_probe import LinearProbe
 from clipkit.evaluation.multi_label import MultiLabel
 from clipkit.evaluation.places import local_place
 from clipkit.evaluation.retrieval import Retrieval
@@ -39,6 +48,8 @@ KINDS: dict[str, Kind] = {
     "retrieval": Kind(RetrievalSpec, Retrieval),
     "multi_label": Kind(MultiLabelSpec, MultiLabel),
     "compositional": Kind(CompositionalSpec, Compositional),
+    "linear_probe": Kind(LinearProbeSpec, LinearProbe),
+    "knn": Kind(NearestNeighboursSpec, NearestNeighbours),
 }
 
 

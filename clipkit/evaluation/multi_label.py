@@ -16,6 +16,7 @@ from torch import Tensor
 from clipkit import metrics
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Figures, Findings
+from clipkit.evaluation.named_sets import classnames_of, templates_of
 from clipkit.evaluation.prompts import DEFAULT_TEMPLATES
 from clipkit.evaluation.samples import ImageFile, check_templates, read_lines, read_text
 from clipkit.evaluation.shards import Layout, field_bytes, find_layout, require_kind
@@ -122,8 +123,9 @@ class MultiLabel:
 
     Args:
         data: CLIP_benchmark's multi-label shards, or a JSONL.
-        templates: Prompts with ``{c}``, instead of the set's; ``prompts.DEFAULT_TEMPLATES`` where the set has none.
-        classnames: Names of the classes, instead of the set's.
+        templates: Prompts with ``{c}``, or the name of a set of them, instead of the set's; ``prompts.DEFAULT_TEMPLATES``
+            where the set has none.
+        classnames: Names of the classes, or the name of a set of them, instead of the set's.
 
     Raises:
         ValueError: If the set cannot be used as it is, with place and cure.
@@ -132,10 +134,14 @@ class MultiLabel:
     task = "zeroshot_classification"  # CLIP_benchmark's name: it tells by the targets
 
     def __init__(
-        self, data: str | Path, *, templates: Sequence[str] | None = None, classnames: Sequence[str] | None = None
+        self,
+        data: str | Path,
+        *,
+        templates: str | Sequence[str] | None = None,
+        classnames: str | Sequence[str] | None = None,
     ) -> None:
-        self.data = open_multi_label(data, classnames)
-        given = None if templates is None else check_templates(templates, "templates")
+        self.data = open_multi_label(data, None if classnames is None else classnames_of(classnames))
+        given = None if templates is None else check_templates(templates_of(templates), "templates")
         self.templates = given or self.data.templates or DEFAULT_TEMPLATES
         if given is None and self.data.templates is None:
             _log.warning("%s brings no templates: %s are used", data, " and ".join(map(repr, DEFAULT_TEMPLATES)))

@@ -6,20 +6,6 @@ DEFAULT_TEMPLATES = ("a photo of a {c}.", "{c}")
 """Used where neither the set nor the user brings any: the prompt of the CLIP paper, and the bare name."""
 
 
-def openai_templates() -> tuple[str, ...]:
-    """The 80 prompts that OpenAI tuned for ImageNet."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return tuple(template("{c}") for template in OPENAI_IMAGENET_TEMPLATES)
-
-
-def simple_templates() -> tuple[str, ...]:
-    """The seven of them that OpenAI found to do nearly as well."""
-    from open_clip import SIMPLE_IMAGENET_TEMPLATES
-
-    return tuple(template("{c}") for template in SIMPLE_IMAGENET_TEMPLATES)
-
-
 def fill(template: str, classname: str) -> str:
     """A prompt for one class. Not ``str.format``: templates and names may hold other braces.
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.evaluator import Figures
 
-_COUNTS = ("samples", "captions")  # numbers of things, not fractions
+_COUNTS = ("samples", "captions", "train_samples")  # numbers of things, not fractions
 _PLAIN = r"rank|temperature|uniformity|alignment"  # numbers that are neither
 
 

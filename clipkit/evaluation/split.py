@@ -51,6 +51,7 @@ def encode_images(
     batch_size: int,
     workers: int,
     on_images: Callable[[int], None] = lambda count: None,
+    encode: Callable[..., Tensor] | None = None,
 ) -> Tensor:
     """Embed all images (N, D), shared among the ranks.
 
@@ -60,13 +61,15 @@ def encode_images(
         batch_size: Images of one forward on one rank.
         workers: Processes a rank that read, decode and resize; 0 does it in this one.
         on_images: Told after each batch how many of this rank's images it held.
+        encode: What turns images into rows, with ``batch_size``; ``encoder.encode_image`` unless given.
 
     Returns:
-        (N, D) float32, unit norm, on the CPU, the same on every rank.
+        (N, D) float32, unit norm unless ``encode`` says otherwise, on the CPU, the same on every rank.
 
     Raises:
         ValueError: If an image cannot be read, on every rank, with its name.
     """
+    encode = encode or encoder.encode_image
     mine = my_share(len(images))
     files = _Files([images[item] for item in mine], encoder.preprocess)
     loader = DataLoader(
@@ -78,10 +81,10 @@ def encode_images(
         error = next((item for item in batch if isinstance(item, str)), None)
         if error is not None:
             break
-        parts.append(encoder.encode_image(batch, batch_size=batch_size))
+        parts.append(encode(batch, batch_size=batch_size))
         on_images(len(batch))
     agree_on_error(error)
-    rows = torch.cat(parts) if parts else encoder.encode_image([])
+    rows = torch.cat(parts) if parts else encode([])
     return gather_by_index(rows, mine, len(images), encoder.device)
 
 

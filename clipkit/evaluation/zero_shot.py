@@ -27,8 +27,9 @@ class ZeroShot:
 
     Args:
         data: CLIP_benchmark's shards or class folders.
-        templates: Prompts with ``{c}``, instead of the set's; ``prompts.DEFAULT_TEMPLATES`` where the set has none.
-        classnames: Names of the classes, instead of the set's.
+        templates: Prompts with ``{c}``, or the name of a set of them (``openai80``), instead of the set's;
+            ``prompts.DEFAULT_TEMPLATES`` where the set has none.
+        classnames: Names of the classes, or the name of a set of them (``imagenet1k``), instead of the set's.
         prompts: Prompts of each class's own instead of templates: class name to texts, or a JSON or YAML file of that;
             unset: ``class_prompts.json`` or ``.yaml`` of the set, where it has one and no templates are given.
 
@@ -42,8 +43,8 @@ class ZeroShot:
         self,
         data: str | Path,
         *,
-        templates: Sequence[str] | None = None,
-        classnames: Sequence[str] | None = None,
+        templates: str | Sequence[str] | None = None,
+        classnames: str | Sequence[str] | None = None,
         prompts: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         if prompts is not None and templates is not None:

@@ -80,9 +80,13 @@ class ImageTower(Tower):
 
     def forward(self, x: Tensor) -> Features:
         """Encode images: uint8 (B, 3, H, W), or floats that are normalised already."""
+        return Features(unit(self.raw(x)))
+
+    def raw(self, x: Tensor) -> Tensor:
+        """What the model gives for such images (B, D), before it is brought to unit norm."""
         x = self.normalise(x) if x.dtype == torch.uint8 else x
         out = at_resolution(self.model, x.contiguous(memory_format=torch.channels_last) if self.channels_last else x)
-        return Features(unit(out[0] if isinstance(out, tuple) else out))
+        return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
 
 class TextTower(Tower):

@@ -19,6 +19,7 @@ LONG = (
     "loader",
     "loss_memory",
     "micro_batch",
+    "probe",
     "resume",
     "retrieval",
     "step",

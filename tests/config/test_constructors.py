@@ -9,7 +9,9 @@ from clipkit.config import (
     AugmentSpec,
     DistillationSpec,
     InfoNCESpec,
+    LinearProbeSpec,
     MutualInformationSpec,
+    NearestNeighboursSpec,
     OptimSpec,
     PackSpec,
     RetrievalSpec,
@@ -26,6 +28,8 @@ from clipkit.data.augment import Affine, Augment
 from clipkit.data.pack import PackOptions
 from clipkit.data.source import DEFAULT_FIELDS, Repeat, Source
 from clipkit.data.timm_augment import TimmAugment
+from clipkit.evaluation.knn import NearestNeighbours
+from clipkit.evaluation.linear_probe import LinearProbe
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
 from clipkit.losses.distillation import Distillation
@@ -55,6 +59,8 @@ PAIRS = [
     (OptimSpec, Optim, {"steps", "layers"}, {"clip_norm", "ema"}),
     (ZeroShotSpec, ZeroShot, set(), {"kind"}),
     (RetrievalSpec, Retrieval, set(), {"kind"}),
+    (LinearProbeSpec, LinearProbe, set(), {"kind"}),
+    (NearestNeighboursSpec, NearestNeighbours, set(), {"kind"}),
 ]
 
 

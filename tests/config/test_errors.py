@@ -102,11 +102,11 @@ ONE_FAULT = {
     ],
     "evaluate.tasks={t: {kind: zeroshot, data: x}}": [
         "evaluate.tasks.t.kind = 'zeroshot': not one of the choices; did you mean 'zero_shot'?",
-        "    allowed: zero_shot, retrieval",
+        "    allowed: zero_shot, retrieval, linear_probe, knn",
     ],
     "evaluate.tasks={t: {data: x}}": [
         "evaluate.tasks.t.kind: missing: Which task this is.",
-        "    allowed: zero_shot, retrieval",
+        "    allowed: zero_shot, retrieval, linear_probe, knn",
     ],
     "evaluate.tasks={t: {kind: retrieval, data: x, templates: [a]}}": [
         "evaluate.tasks.t.templates = ['a']: unknown key",

@@ -9,7 +9,6 @@ import pytest
 from clip_benchmark.cli import main_build
 from rich.console import Console
 
-from clipkit.evaluation.prompts import openai_templates, simple_templates
 from clipkit.evaluation.result import Result, table, write_results
 
 
@@ -60,10 +59,3 @@ def test_the_table_prints_percent() -> None:
     assert "50.00 %" in text
     assert "12,345" in text
     assert "ViT-B-32:laion2b" in text
-
-
-def test_templates_of_open_clip_become_text() -> None:
-    assert len(openai_templates()) == 80
-    assert len(simple_templates()) == 7
-    assert all(template.count("{c}") == 1 for template in openai_templates() + simple_templates())
-    assert openai_templates()[0] == "a bad photo of a {c}."
