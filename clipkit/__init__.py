@@ -1,7 +1,7 @@
 """clipkit: CLIP-style contrastive pretraining on Lightning.
 
-The verbs of the command line as functions: ``load``, ``fit``, ``evaluate``, ``export``. They are imported on first use: ``import clipkit``
-itself loads no torch.
+The verbs of the command line as functions: ``load``, ``fit``, ``evaluate``, ``export``, ``embed``, ``search``. They are
+imported on first use: ``import clipkit`` itself loads no torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clipkit.api import evaluate, export, fit, load
+    from clipkit.api import embed, evaluate, export, fit, load, search
 
 __version__ = "0.1.0"
-__all__ = ["evaluate", "export", "fit", "load"]
+__all__ = ["embed", "evaluate", "export", "fit", "load", "search"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from clipkit.config import RunConfig, load_config
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clipkit.building import LossFactory
+    from clipkit.embedding.find import Finder, Hit
     from clipkit.encoder import Encoder
     from clipkit.exporters.parity import ParityReport
     from clipkit.run_folder import Outcome
@@ -175,6 +178,128 @@ def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: 
 
     encoder = load(model) if isinstance(model, str | Path) else model
     return export_open_clip(encoder, Path(out), force=force)
+
+
+def embed(
+    model: str | Path | Encoder,
+    data: str | Path,
+    out: str | Path,
+    *,
+    dtype: Literal["fp16", "fp32"] = "fp16",
+    batch_size: int = 64,
+    workers: int = 0,
+    thumbnail: int = 96,
+    force: bool = False,
+    on_part: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Embed pictures and captions into a folder; the same call again goes on where it stopped.
+
+    Args:
+        model: An encoder, or what ``load`` takes.
+        data: Shards (``x/{000..099}.tar``, a tar, a folder of them), a folder of pictures, a CSV, or ``embedded:NAME``.
+        out: The folder, in clip-retrieval's layout: ``img_emb``, ``text_emb``, ``metadata``, and ``manifest.json``.
+        dtype: ``fp16`` or ``fp32``: what is stored; rows have unit norm.
+        batch_size: Pictures of one forward.
+        workers: Processes that read and decode.
+        thumbnail: Longer side of the thumbnails in pixels, 0 without.
+        force: Whether embeddings of something else in ``out`` may be replaced.
+        on_part: Told after each part how many are done, of how many.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ValueError: If the data cannot be read, or ``out`` holds something else.
+    """
+    from clipkit.building import cache_folder
+    from clipkit.embedding.embed import embed as run
+    from clipkit.evaluation.places import local_place
+
+    encoder = load(model) if isinstance(model, str | Path) else model
+    place = local_place(data, cache_folder())
+    how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail}
+    return run(encoder, place, Path(out), force=force, on_part=on_part, **cast(Any, how))
+
+
+def finder(
+    folder: str | Path, *, model: str | Path | Encoder | None = None, index: bool = False, workers: int = 0
+) -> Finder:
+    """Open a folder for search: embeddings, or pictures, which are embedded into the cache on first use.
+
+    Args:
+        folder: What ``embed`` made, or a folder of pictures.
+        model: The encoder that made the embeddings, or what ``load`` takes; unset: the one that the manifest names. A folder of
+            pictures needs it.
+        index: Search an HNSW index (approximate, kept in the cache) instead of every row.
+        workers: Processes that read and decode pictures on first use.
+
+    Raises:
+        ValueError: If there is nothing to search, or the model is another than the one that made the embeddings.
+    """
+    from clipkit.building import cache_folder
+    from clipkit.embedding.find import Finder
+    from clipkit.embedding.manifest import NAME, read_manifest
+    from clipkit.embedding.store import Store
+    from clipkit.evaluation.fingerprints import digest, encoder_hashes
+
+    place = Path(folder)
+    made = (place / NAME).is_file()
+    if not made and not place.is_dir():
+        raise ValueError(f"{place}: no such folder; search takes a folder of embeddings or of pictures")
+    if not made and model is None:
+        raise ValueError(
+            f"{place} holds no {NAME}: name a model with --model to embed its pictures, or use `clipkit embed`"
+        )
+    named = read_manifest(place)["model"] if model is None else model
+    encoder = load(named) if isinstance(named, str | Path) else named
+    if not made:
+        mark = digest([str(place.resolve()), encoder_hashes(encoder)])[:32]
+        kept = cache_folder() / "embeddings" / mark
+        embed(encoder, place, kept, workers=workers, force=True)
+        place = kept
+    return Finder(Store(place), encoder, indices=cache_folder() / "indices" if index else None)
+
+
+def search(
+    folder: str | Path,
+    queries: Sequence[str] = (),
+    *,
+    image: str | Path | None = None,
+    k: int = 10,
+    of: Literal["images", "texts"] = "images",
+    model: str | Path | Encoder | None = None,
+    index: bool = False,
+    workers: int = 0,
+) -> list[tuple[str, list[Hit]]]:
+    """Find the pictures (or texts) nearest to words, or to a picture.
+
+    Args:
+        folder: As for ``finder``, like ``model``, ``index`` and ``workers``.
+        queries: What to find, each a question of its own.
+        image: A picture to find the like of.
+        k: Results of each question.
+        of: ``images`` or ``texts``.
+        model: See ``finder``.
+        index: See ``finder``.
+        workers: See ``finder``.
+
+    Returns:
+        Each question with its results, the nearest first.
+
+    Raises:
+        ValueError: As ``finder``, or if a query is empty or the picture cannot be read.
+    """
+    data = None
+    if image is not None:
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{image} cannot be read ({error.strerror})") from error
+    if of not in ("images", "texts"):
+        raise ValueError(f"of={of!r}: images or texts")
+    found = finder(folder, model=model, index=index, workers=workers)
+    answers = list(zip(queries, found.words(queries, k, of), strict=True)) if queries else []
+    return answers + ([(str(image), found.picture(data, k, of))] if data is not None else [])
 
 
 def _outcome(folder: Path) -> Outcome:

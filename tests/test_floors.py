@@ -39,6 +39,7 @@ FLOORS = (
     ("5", {"cli", "__init__", "__main__"}),
 )
 LEANS_ON = {  # within a floor: who may import whom
+    "embedding": {"evaluation"},
     "loading": {"encoder"},
     "demo": {"api"},
     "__main__": {"cli"},

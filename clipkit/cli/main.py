@@ -19,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
-    help="CLIP-style contrastive pretraining: fit, evaluate, export.",
+    help="CLIP-style contrastive pretraining: fit, evaluate, export, embed, search.",
 )
 _arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")
@@ -129,6 +129,57 @@ def export(
     report = api.export(model, format, out, force=force)
     typer.echo("\n".join(report.lines()))
     typer.echo(f"written to {out}")
+
+
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
+    data: Annotated[str, typer.Argument(help="Shards, a folder of pictures, a CSV, or embedded:NAME.")],
+    out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
+    dtype: Annotated[str, typer.Option(help="fp16 or fp32: what is stored.")] = "fp16",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
+    thumbnail: Annotated[int, typer.Option(min=0, help="Longer side of the thumbnails in pixels, 0 without.")] = 96,
+    force: Annotated[bool, typer.Option("--force", help="Replace embeddings of something else.")] = False,
+) -> None:
+    """Write unit-norm embeddings of pictures and captions as .npy and parquet."""
+    from clipkit.cli.embed import embed_all
+
+    how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail, "force": force}
+    embed_all(model, data, out=out, **how)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(help="A folder of embeddings, or of pictures (then with --model).")],
+    queries: Annotated[list[str] | None, typer.Argument(help="What to find; each is a question of its own.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model; by default the one that made the embeddings.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to find the like of.")] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Results of each question.")] = 10,
+    of: Annotated[str, typer.Option(help="What to find: images or texts.")] = "images",
+    html: Annotated[Path | None, typer.Option(help="Write a gallery with thumbnails too.")] = None,
+    index: Annotated[bool, typer.Option("--index", help="Search an HNSW index: approximate, for many rows.")] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read pictures on first use.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="A page and a JSON API instead.")] = False,
+    host: Annotated[
+        str, typer.Option(help="Where to serve; other machines reach only what is not loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on.")] = 8008,
+) -> None:
+    """Find pictures by words, or pictures and texts by a picture."""
+    if serve:
+        from clipkit import api
+
+        try:
+            from clipkit.embedding.serve import serve as answer
+        except ImportError as error:
+            raise ValueError("--serve needs fastapi and uvicorn: pip install 'clipkit[serve]'") from error
+        answer(api.finder(folder, model=model, index=index, workers=workers), host=host, port=port)
+        return
+    from clipkit.cli import embed as verbs
+
+    how = {"model": model, "k": k, "of": of, "index": index, "workers": workers}
+    verbs.search(folder, queries or [], image=image, html=html, **how)
 
 
 def run(arguments: list[str] | None = None) -> int:

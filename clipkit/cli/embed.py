@@ -1,0 +1,48 @@
+"""``clipkit embed`` and ``clipkit search``: what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from clipkit import api, distributed
+
+
+def embed_all(model: str, data: str, *, out: Path, **how: Any) -> None:
+    """Embed with a bar of parts, then say what lies where."""
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
+        task = bar.add_task("parts", total=None)
+        made = api.embed(
+            model, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
+        )
+    if distributed.rank() == 0:
+        words = f"{made['images']:,} pictures and {made['captions']:,} captions"
+        print(f"{words}, {made['dim']} values of {made['dtype']} each, in {made['parts']} part(s) of {out}")
+
+
+def search(folder: Path, queries: Sequence[str], *, image: Path | None, html: Path | None, **how: Any) -> None:
+    """Print what is found for each query, and write a gallery.
+
+    Raises:
+        ValueError: If there is nothing to look for, or a file cannot be read.
+    """
+    if not queries and image is None:
+        raise ValueError('nothing to look for: write clipkit search DIR "a red bicycle", or --image FILE, or --serve')
+    answers = api.search(folder, list(queries), image=image, **how)
+    for question, hits in answers:
+        shown = Table("cosine", "key", "caption", title=question, title_justify="left")
+        shown.columns[0].justify = "right"
+        for hit in hits:
+            shown.add_row(f"{hit.score:.4f}", hit.shown.key, hit.shown.caption.replace("\n", " ")[:120])
+        Console(markup=False).print(shown)
+    if html is not None:
+        from clipkit.embedding.gallery import write_page
+
+        write_page(html, answers, f"Search in {folder.name}")
+        print(f"written to {html}")

@@ -1,0 +1,87 @@
+"""Pictures as a model takes them, with a thumbnail of each, decoded in worker processes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import encode_jpeg
+
+from clipkit.data.images import BadSample, decode_image
+from clipkit.data.pixels import crop_resized
+from clipkit.embedding.parts import Item
+
+
+class Picture(NamedTuple):
+    """One picture that was decoded.
+
+    Attributes:
+        row: Its place among the items.
+        pixels: What the image tower takes, uint8 (3, H, W).
+        thumbnail: A small JPEG of the whole picture, or None.
+    """
+
+    row: int
+    pixels: Tensor
+    thumbnail: bytes | None
+
+
+class Unreadable(NamedTuple):
+    """One picture that could not be decoded, and why."""
+
+    row: int
+    cause: str
+
+
+def batches(
+    items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], *, batch_size: int, workers: int, thumbnail: int
+) -> Iterator[list[Picture | Unreadable]]:
+    """The pictures of items, in order.
+
+    Args:
+        items: What to read (N).
+        preprocess: The model's resizing.
+        batch_size: Pictures of one batch.
+        workers: Processes that read; 0 reads in this one.
+        thumbnail: Longer side of the thumbnails in pixels, 0 without.
+    """
+    data = _Pictures(items, preprocess, thumbnail)
+    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_start)
+
+
+def thumbnail_of(pixels: Tensor, side: int) -> bytes:
+    """A JPEG (quality 80) of pixels uint8 (3, H, W) whose longer side has at most ``side`` pixels."""
+    _, height, width = pixels.shape
+    ratio = min(side / max(height, width), 1)
+    goal = max(round(height * ratio), 1), max(round(width * ratio), 1)
+    small = crop_resized(pixels, (0, 0, height, width), goal, "bilinear") if ratio < 1 else pixels
+    return bytes(encode_jpeg(small.contiguous(), quality=80).numpy())
+
+
+class _Pictures(Dataset[Picture | Unreadable]):
+    def __init__(self, items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], thumbnail: int) -> None:
+        self.items = items
+        self.preprocess = preprocess
+        self.thumbnail = thumbnail
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, row: int) -> Picture | Unreadable:
+        item = self.items[row]
+        try:
+            pixels = decode_image(item.image.read())
+        except (BadSample, OSError) as error:
+            return Unreadable(row, f"{item.key}: {error}")
+        small = thumbnail_of(pixels, self.thumbnail) if self.thumbnail else None
+        return Picture(row, self.preprocess(pixels), small)
+
+
+def _start(worker: int) -> None:
+    torch.set_num_threads(1)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when its workers end
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,122 @@
+"""A page and a JSON API over a folder of embeddings, on this machine alone unless another host is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from html import escape
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from clipkit.embedding.find import Finder, Hit, Kind
+from clipkit.embedding.gallery import POLICY, STYLE, cards
+from clipkit.embedding.store import Store
+
+MOST = 200  # results of one question
+MOST_BYTES = 16 << 20  # of a picture sent here
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+_POLICY = POLICY + "; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+
+
+def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
+    """The web application.
+
+    ``GET /?q=WORDS`` is the page; ``GET /api/search?q=WORDS&k=10&of=images`` and ``POST /api/search`` (a picture as body)
+    answer ``{"hits": [{"score", "row", "key", "caption", "image_path"}]}``.
+
+    Args:
+        finder: What is asked.
+        hosts: Names under which it answers; a page of another site cannot reach it under a name of its own.
+    """
+    app = FastAPI(title="clipkit search", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+
+    @app.get("/")
+    def home(q: str = "", k: int = 24, of: str = "images") -> HTMLResponse:
+        try:
+            hits = finder.words([q], _count(k), _kind(of))[0] if q.strip() else []
+            return HTMLResponse(_page(finder.store, q, of, hits))
+        except ValueError as error:
+            return HTMLResponse(_page(finder.store, q, "images", [], str(error)), 400)
+
+    @app.get("/api/search")
+    def by_words(q: str, k: int = 10, of: str = "images") -> JSONResponse:
+        return _answer(lambda: finder.words([q], _count(k), _kind(of))[0])
+
+    @app.post("/api/search")
+    async def by_picture(request: Request, k: int = 10, of: str = "images") -> JSONResponse:
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MOST_BYTES:
+                return JSONResponse({"error": f"a picture of more than {MOST_BYTES >> 20} MiB"}, 413)
+        return await run_in_threadpool(_answer, lambda: finder.picture(bytes(data), _count(k), _kind(of)))
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        response = await call_next(request)
+        response.headers["Content-Security-Policy"] = _POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    return app
+
+
+def serve(finder: Finder, *, host: str, port: int) -> None:
+    """Answer until interrupted."""
+    app = application(finder, hosts=list(LOOPBACK) if host in LOOPBACK else [host, *LOOPBACK])
+    print(f"serving {finder.store.folder} on http://{host}:{port}/ (Ctrl-C ends)", flush=True)
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _answer(find: Callable[[], list[Hit]]) -> JSONResponse:
+    try:
+        return JSONResponse({"hits": [_plain(hit) for hit in find()]})
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, 400)
+
+
+def _plain(hit: Hit) -> dict[str, Any]:
+    shown = hit.shown
+    return {
+        "score": hit.score,
+        "row": hit.row,
+        "key": shown.key,
+        "caption": shown.caption,
+        "image_path": shown.image_path,
+    }
+
+
+def _count(k: int) -> int:
+    if not 1 <= k <= MOST:
+        raise ValueError(f"k={k}: 1 to {MOST} results")
+    return k
+
+
+def _kind(of: str) -> Kind:
+    if of == "images":
+        return "images"
+    if of == "texts":
+        return "texts"
+    raise ValueError(f"of={of!r}: images or texts")
+
+
+def _page(store: Store, question: str, of: str, hits: list[Hit], error: str = "") -> str:
+    made = store.manifest
+    options = "".join(
+        f"<option value={kind}{' selected' if kind == of else ''}>{kind}</option>" for kind in ("images", "texts")
+    )
+    below = f"<p role=alert>{escape(error)}</p>" if error else cards(hits)
+    count = f"{made['images']:,} pictures, {made['captions']:,} captions, embedded by {escape(str(made['model']))}"
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>clipkit search</title><style>{STYLE}</style></head><body><h1>clipkit search</h1><p>{count}</p>"
+        '<form method="get" action="/" role="search"><input type="search" name="q" aria-label="What to find" '
+        f'placeholder="a red bicycle" value="{escape(question)}"><select name="of" aria-label="Kind of results">{options}'
+        f"</select><button>Search</button></form>{below}</body></html>\n"
+    )
