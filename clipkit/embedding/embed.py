@@ -92,15 +92,18 @@ def _begin(out: Path, made: Made, *, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder")
     if (out / NAME).is_file():
-        found = read_manifest(out) if not force else None
-        other = [] if found is None else [key for key in _SAME if found.get(key) != getattr(made, key)]
-        if other:
-            raise ValueError(
-                f"{out} holds embeddings of {found['model'] if found else ''} with other {', '.join(other)}; name another "
-                "folder, or replace them with --force"
-            )
-        if found is not None:
+        try:
+            found = read_manifest(out)
+        except ValueError:
+            if not force:
+                raise
+            found = {}
+        other = [key for key in _SAME if found.get(key) != getattr(made, key)]
+        if not other:
             return
+        if not force:
+            words = f"{out} holds embeddings of {found['model']} with other {', '.join(other)}"
+            raise ValueError(f"{words}; name another folder, or replace them with --force")
         for name in _OURS:
             shutil.rmtree(out / name, ignore_errors=True)
     elif out.is_dir() and any(out.iterdir()):
@@ -151,6 +154,7 @@ def _embed_part(
         state=part.state,
         images=len(kept),
         captions=len(text),
+        one_each=all(len(item.captions) == 1 for item in kept),
         cut=encoder.texts_cut - before,
         unreadable=tuple(found.cause for found in bad),
         files=files,

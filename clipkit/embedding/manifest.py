@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import clipkit
+from clipkit.config.names import DISTRIBUTION
 from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Part
 from clipkit.encoder import Encoder
@@ -76,6 +77,7 @@ class Record:
         state: The state of its data when it was embedded.
         images: Rows of ``img_emb``.
         captions: Rows of ``text_emb``.
+        one_each: Whether each picture has one caption, so that row r of ``text_emb`` belongs to row r of ``img_emb``.
         cut: Captions longer than the context, which were cut.
         unreadable: Pictures left out, with the cause.
         files: Size of each file in bytes, by path below the folder.
@@ -85,6 +87,7 @@ class Record:
     state: str
     images: int
     captions: int
+    one_each: bool
     cut: int
     unreadable: tuple[str, ...] = ()
     files: dict[str, int] = field(default_factory=dict)
@@ -111,7 +114,7 @@ def write_manifest(folder: Path, made: Made, records: list[Record | None]) -> di
     done = [record for record in records if record is not None]
     manifest: dict[str, Any] = {
         "format": FORMAT,
-        "clipkit": clipkit.__version__,
+        "clipkit": version(DISTRIBUTION),
         **asdict(made),
         "normalised": True,
         "complete": len(done) == made.parts,
@@ -119,7 +122,7 @@ def write_manifest(folder: Path, made: Made, records: list[Record | None]) -> di
         "captions": sum(record.captions for record in done),
         "captions_cut": sum(record.cut for record in done),
         "unreadable": sum(len(record.unreadable) for record in done),
-        "one_caption_each": all(record.images == record.captions for record in done),
+        "one_caption_each": all(record.one_each for record in done),
     }
     _write_json(folder / NAME, manifest)
     return manifest

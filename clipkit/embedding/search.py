@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from clipkit.embedding.write import Rows
+from clipkit.metrics import cosines
 
-BLOCK = 16_384  # rows in memory at once: 16 MiB of float32 at width 256
+BLOCK = 16_384  # rows in memory at once: 32 MiB of float64 at width 256
 _QUERIES = 256
 
 
@@ -45,7 +46,7 @@ def _top_k(parts: Sequence[Rows], query: Tensor, k: int) -> tuple[Tensor, Tensor
     scores = torch.empty(len(query), 0)
     rows = torch.empty(len(query), 0, dtype=torch.int64)
     for start, block in blocks(parts):
-        new = query @ torch.from_numpy(block.astype(np.float32)).T
+        new = cosines(query, torch.from_numpy(np.ascontiguousarray(block)))
         near = _best(new, k)
         scores = torch.cat([scores, new.gather(1, near)], 1)
         rows = torch.cat([rows, near + start], 1)
