@@ -72,5 +72,5 @@ def _empty(width: int) -> Any:
     try:
         from usearch.index import Index as Graph
     except ImportError as error:
-        raise ValueError("--index needs usearch: pip install 'clipkit[search]'") from error
+        raise ValueError("--index needs usearch: pip install 'clipkit-train[search]'") from error
     return Graph(ndim=width, metric="ip", dtype="f16")

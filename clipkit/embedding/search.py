@@ -46,7 +46,7 @@ def _top_k(parts: Sequence[Rows], query: Tensor, k: int) -> tuple[Tensor, Tensor
     scores = torch.empty(len(query), 0)
     rows = torch.empty(len(query), 0, dtype=torch.int64)
     for start, block in blocks(parts):
-        new = cosines(query, torch.from_numpy(np.ascontiguousarray(block)))
+        new = cosines(query, torch.from_numpy(np.array(block)))
         near = _best(new, k)
         scores = torch.cat([scores, new.gather(1, near)], 1)
         rows = torch.cat([rows, near + start], 1)

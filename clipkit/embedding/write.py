@@ -83,7 +83,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("embeddings need pyarrow: pip install 'clipkit[search]'") from error
+        raise ValueError("embeddings need pyarrow: pip install 'clipkit-train[search]'") from error
     return pyarrow
 
 

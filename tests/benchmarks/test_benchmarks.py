@@ -16,6 +16,7 @@ SCRIPTS = sorted(
 )
 LONG = (
     "decode",
+    "embed",
     "loader",
     "loss_memory",
     "micro_batch",
