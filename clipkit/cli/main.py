@@ -173,7 +173,9 @@ def search(
         try:
             from clipkit.embedding.serve import serve as answer
         except ImportError as error:
-            raise ValueError("--serve needs fastapi and uvicorn: pip install 'clipkit-train[serve]'") from error
+            from clipkit.config.names import DISTRIBUTION
+
+            raise ValueError(f"--serve needs fastapi and uvicorn: pip install '{DISTRIBUTION}[serve]'") from error
         answer(api.finder(folder, model=model, index=index, workers=workers), host=host, port=port)
         return
     from clipkit.cli import embed as verbs

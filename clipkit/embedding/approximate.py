@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipkit.config.names import DISTRIBUTION
 from clipkit.embedding.search import blocks
 from clipkit.embedding.store import locate
 from clipkit.embedding.write import Rows
@@ -72,5 +73,5 @@ def _empty(width: int) -> Any:
     try:
         from usearch.index import Index as Graph
     except ImportError as error:
-        raise ValueError("--index needs usearch: pip install 'clipkit-train[search]'") from error
+        raise ValueError(f"--index needs usearch: pip install '{DISTRIBUTION}[search]'") from error
     return Graph(ndim=width, metric="ip", dtype="f16")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.config.names import DISTRIBUTION
 from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Item
 
@@ -83,7 +84,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ValueError("embeddings need pyarrow: pip install 'clipkit-train[search]'") from error
+        raise ValueError(f"embeddings need pyarrow: pip install '{DISTRIBUTION}[search]'") from error
     return pyarrow
 
 
