@@ -147,6 +147,22 @@ def report(
     typer.echo(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, GIF or BMP.")],
+    text: Annotated[str, typer.Argument(help="What to look for, such as 'a red bicycle'.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, FILE.png; its words go to FILE.words.png.")] = Path(
+        "explain.png"
+    ),
+) -> None:
+    """Show where in an image a text is seen, and each of its words."""
+    from clipkit.cli.explain import explain_image
+
+    for path in explain_image(model, image, text, out=out):
+        typer.echo(f"written to {path}")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
     global _arguments
