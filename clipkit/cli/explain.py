@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from clipkit import api
 from clipkit.data.atomic import write_atomically
@@ -29,5 +31,9 @@ def explain_image(model: str, image: Path, text: str, *, out: Path) -> list[Path
     for path, picture in pictures.items():
         data = io.BytesIO()
         picture.save(data, "PNG")
-        write_atomically(path, lambda file, data=data: file.write(data.getvalue()))
+        write_atomically(path, partial(_write, data.getvalue()))
     return list(pictures)
+
+
+def _write(data: bytes, file: BinaryIO) -> None:
+    file.write(data)

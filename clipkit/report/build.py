@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from clipkit.building import build_evaluator, cache_folder, evaluation_data
+from clipkit.building import cache_folder
 from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.encodings import Encodings
+from clipkit.evaluation.kinds import build_evaluator
 from clipkit.loading import load_encoder
 from clipkit.report.comparison import compare, config_differences
 from clipkit.report.page import Side, render
@@ -69,8 +70,8 @@ def _side(record: Record, *, batch_size: int, workers: int, say: Callable[[str],
         for name, spec in record.config.evaluate.tasks.items():
             say(f"{record.name}: task {name}")
             try:
-                evaluator = build_evaluator(spec, evaluation_data(spec.data, _cache(record)))
-                studies.append(study(name, evaluator, encodings))
+                evaluator = build_evaluator(spec, _cache(record))
+                studies.append(study(name, evaluator, encodings, place=str(spec.data)))
             except (ValueError, OSError) as error:
                 missing.append(f"task {name}: {error}")
     return Side(record, tuple(studies), tuple(missing))

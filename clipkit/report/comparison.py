@@ -60,4 +60,6 @@ def _test(first: Study, second: Study, figure: str) -> tuple[Paired | None, str]
         return None, "not the same samples"
     if figure not in first.findings.outcomes or figure not in second.findings.outcomes:
         return None, "not a mean over samples"
-    return paired(first.findings.outcomes[figure], second.findings.outcomes[figure], first.owners[figure]), ""
+    mine = first.findings
+    clusters, strata = mine.clusters.get(figure), mine.strata.get(figure)
+    return paired(mine.outcomes[figure], second.findings.outcomes[figure], clusters=clusters, strata=strata), ""

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from clipkit.data.visible import visible
+from clipkit.evaluation.result import percent
 from clipkit.evaluation.samples import ImageFile
 from clipkit.report import charts
 from clipkit.report.comparison import Difference
@@ -67,7 +68,13 @@ def render(
         lstrip_blocks=True,
         finalize=_shown,
     )
-    environment.filters |= {"percent": _percent, "thumbnail": _Thumbnails(side), "p": _p}
+    environment.filters |= {
+        "percent": _percent,
+        "thumbnail": _Thumbnails(side),
+        "p": _p,
+        "told": _told,
+        "change": partial(_told, sign=True),
+    }
     return environment.get_template("report.html.j2").render(
         policy=policy,
         style=Markup(style),
@@ -186,16 +193,41 @@ def _bars(sides: Sequence[Side], task: str) -> dict[str, Any]:
             rows.append((place, number, bar, figure))
     rows.sort(key=lambda row: row[:2])
     table = [_described(bar.label, figure) for *_, bar, figure in rows]
-    label = f"{task}: " + "; ".join(f"{bar.label} {_percent(bar.value)}" for *_, bar, _ in rows)
-    return {"svg": charts.bars([row[2] for row in rows], label=label), "table": table}
+    fractions = [(bar, figure) for *_, bar, figure in rows if is_fraction(figure.name)]
+    main = [bar for bar, figure in fractions if figure.low is not None]
+    drawn = main or [bar for bar, _ in fractions]  # those without an interval stand in the table
+    label = f"{task}: " + "; ".join(f"{bar.label} {_percent(bar.value)}" for bar in drawn)
+    return {"svg": charts.bars(drawn, label=label) if drawn else None, "table": table, "more": len(rows) - len(drawn)}
 
 
 def _described(label: str, figure: Figure) -> dict[str, Any]:
-    ends = (
-        "none" if figure.low is None or figure.high is None else f"{100 * figure.low:.1f} to {100 * figure.high:.1f} %"
-    )
-    chance = "unknown" if figure.chance is None else _percent(figure.chance)
-    return {"label": label, "value": figure.value, "interval": ends, "chance": chance, "n": figure.n}
+    known = figure.low is not None and figure.high is not None
+    ends = f"{_told(figure.name, figure.low)} to {_told(figure.name, figure.high)}" if known else "none"
+    chance = "unknown" if figure.chance is None else _told(figure.name, figure.chance)
+    return {
+        "label": label,
+        "value": _told(figure.name, figure.value),
+        "interval": ends,
+        "chance": chance,
+        "n": figure.n,
+    }
+
+
+def is_fraction(name: str) -> bool:
+    """Whether a figure is a share, which is told in percent: what ``clipkit evaluate`` tells so.
+
+    >>> is_fraction("acc1"), is_fraction("image_retrieval_mean_rank")
+    (True, False)
+    """
+    return percent(name, 0.5).endswith("%")
+
+
+def _told(name: str, value: float | None, *, sign: bool = False) -> str:
+    """A figure in its own unit; a difference of fractions in percentage points, without their sign for percent."""
+    if value is None:
+        return "none"
+    scaled, unit = (100 * value, "" if sign else " %") if is_fraction(name) else (value, "")
+    return f"{scaled:+.1f}" if sign else f"{scaled:.1f}{unit}"
 
 
 def _gap_chart(gap: Gap) -> Markup:

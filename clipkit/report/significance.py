@@ -1,7 +1,6 @@
-"""Intervals of one run's figures and paired tests of two runs', by resampling independent units.
+"""Paired tests of two runs' figures, by resampling independent units; intervals are those of ``clipkit.evaluation.intervals``.
 
-A unit is an image. The captions of one image are not independent of each other, so they are drawn and flipped together.
-Units with equal values are interchangeable: draws count values instead of units, which makes 50,000 units as cheap as 50.
+A unit is a sample, or a cluster of them: the captions of one image are not independent of each other, so they flip together.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-DRAWS, FLIPS = 2_000, 10_000
-_LEVEL = (2.5, 97.5)  # percentiles
+from clipkit.evaluation.intervals import bootstrap_interval
+
+FLIPS = 10_000
 
 
 class Paired(NamedTuple):
@@ -20,9 +20,9 @@ class Paired(NamedTuple):
 
     difference: float
     """Mean of the second minus mean of the first."""
-    low: float
-    """Lower end of the 95 % interval (percentile bootstrap over units)."""
-    high: float
+    low: float | None
+    """Lower end of the 95 % interval (percentile bootstrap over units); None with fewer than two units."""
+    high: float | None
     """Upper end."""
     p: float
     """Two-sided p of the sign-flip permutation test over units."""
@@ -30,20 +30,14 @@ class Paired(NamedTuple):
     """How many units there are."""
 
 
-def interval(outcomes: Tensor, owner: Tensor | None = None, *, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile-bootstrap interval of a mean.
-
-    Args:
-        outcomes: One value each (N,).
-        owner: The unit that each value belongs to (N,), int64; unset: each is its own.
-        seed: Of the draws.
-    """
-    sums, sizes = _per_unit(outcomes.double().numpy(), owner)
-    low, high = np.percentile(_resampled(sums, sizes, seed), _LEVEL)
-    return float(low), float(high)
-
-
-def paired(first: Tensor, second: Tensor, owner: Tensor | None = None, *, seed: int = 0) -> Paired:
+def paired(
+    first: Tensor,
+    second: Tensor,
+    *,
+    clusters: Tensor | None = None,
+    strata: Tensor | None = None,
+    seed: int = 0,
+) -> Paired:
     """The difference of two means over the same units, its interval, and how easily chance alone gives as much.
 
     Under the null hypothesis the two encoders are alike, so each unit's difference might as well have the other sign;
@@ -52,7 +46,8 @@ def paired(first: Tensor, second: Tensor, owner: Tensor | None = None, *, seed: 
     Args:
         first: Values of the first encoder (N,).
         second: Values of the second (N,), in the same order.
-        owner: The unit of each value (N,), int64; unset: each is its own.
+        clusters: The cluster of each value (N,), int64, which is then the unit; unset: each is its own.
+        strata: The stratum of each value (N,), int64, where the figure is the mean over strata of the mean within.
         seed: Of the draws.
 
     Raises:
@@ -64,10 +59,17 @@ def paired(first: Tensor, second: Tensor, owner: Tensor | None = None, *, seed: 
     """
     if len(first) != len(second):
         raise ValueError(f"{len(first)} and {len(second)} outcomes are not paired; evaluate both runs on one set")
-    differences, sizes = _per_unit((second.double() - first.double()).numpy(), owner)
-    low, high = np.percentile(_resampled(differences, sizes, seed), _LEVEL)
-    mean = float(differences.sum() / sizes.sum())
-    return Paired(mean, float(low), float(high), _sign_flip(differences, seed), len(sizes))
+    difference = second.double() - first.double()
+    low, high = bootstrap_interval(difference, seed=seed, clusters=clusters, strata=strata) or (None, None)
+    weighted = difference.numpy() / len(difference)
+    if strata is not None:
+        sizes = np.bincount(strata.numpy())
+        weighted = difference.numpy() / (sizes[strata.numpy()] * np.count_nonzero(sizes))
+    place = np.arange(len(weighted))
+    if clusters is not None:
+        _, place = np.unique(clusters.numpy(), return_inverse=True)
+    units: np.ndarray[Any, Any] = np.bincount(place, weights=weighted)
+    return Paired(float(units.sum()), low, high, _sign_flip(units, seed), len(units))
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -84,28 +86,13 @@ def holm(p_values: list[float]) -> list[float]:
     return out
 
 
-def _per_unit(values: np.ndarray[Any, Any], owner: Tensor | None) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Sum and number of the values of each unit that has any."""
-    if owner is None:
-        return values, np.ones(len(values))
-    sums, sizes = np.bincount(owner.numpy(), weights=values), np.bincount(owner.numpy())
-    return sums[sizes > 0], sizes[sizes > 0].astype(float)
-
-
-def _resampled(sums: np.ndarray[Any, Any], sizes: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    """Means of ``DRAWS`` resamples of the units."""
-    kinds, counts = np.unique(np.stack([sums, sizes], axis=1), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=DRAWS)
-    total: np.ndarray[Any, Any] = drawn @ kinds
-    means: np.ndarray[Any, Any] = total[:, 0] / total[:, 1]
-    return means
-
-
 def _sign_flip(differences: np.ndarray[Any, Any], seed: int) -> float:
+    """Units that differ equally are interchangeable: how many of them turn is a binomial draw."""
+    differences = differences.round(12)  # equal ones may differ in their last bit
     kinds, counts = np.unique(np.abs(differences), return_counts=True)
     rng = np.random.default_rng(seed)
     totals = sum(
         kind * (2 * rng.binomial(count, 0.5, FLIPS) - count) for kind, count in zip(kinds, counts, strict=True)
     )
-    extreme = np.abs(totals) >= abs(differences.sum()) - 1e-9
+    extreme = np.abs(totals) >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
     return float((1 + np.count_nonzero(extreme)) / (1 + FLIPS))

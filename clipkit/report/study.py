@@ -16,10 +16,10 @@ from torch import Tensor
 from clipkit import metrics
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Evaluator, Findings
+from clipkit.evaluation.intervals import bootstrap_interval
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.samples import ImageFile
 from clipkit.evaluation.zero_shot import ZeroShot
-from clipkit.report.significance import interval
 
 PAIRS, GALLERY, NEAREST, MAPPED, GAP_SAMPLE = 50, 8, 5, 600, 1000
 BINS = 50
@@ -101,8 +101,6 @@ class Study:
     samples: int
     figures: list[Figure]
     findings: Findings
-    owners: dict[str, Tensor | None]
-    """For each figure with outcomes, the image of each outcome; None: each is an image."""
     key: tuple[object, ...]
     """Equal where two studies asked the same of the same samples in the same order."""
     confusions: list[Confusion] = field(default_factory=list)
@@ -114,8 +112,14 @@ class Study:
     map: Map | None = None
 
 
-def study(name: str, evaluator: Evaluator, encodings: Encodings) -> Study:
+def study(name: str, evaluator: Evaluator, encodings: Encodings, *, place: str = "") -> Study:
     """Run a task and look behind its figures.
+
+    Args:
+        name: What the run calls the task.
+        evaluator: Its question and its data.
+        encodings: The encoder's embeddings.
+        place: Where the data lie: what tells sets apart whose samples this module does not know.
 
     Raises:
         ValueError: If an image cannot be read, with its name.
@@ -125,20 +129,19 @@ def study(name: str, evaluator: Evaluator, encodings: Encodings) -> Study:
         return _zero_shot(name, evaluator, encodings, findings)
     if isinstance(evaluator, Retrieval):
         return _retrieval(name, evaluator, encodings, findings)
-    owners: dict[str, Tensor | None] = dict.fromkeys(findings.outcomes)
     samples = int(_number(findings.figures.get("samples")) or 0)
-    figures = _figures(findings, owners, {}, samples)
-    return Study(name, evaluator.task, name, samples, figures, findings, owners, (evaluator.task, samples))
+    figures = _figures(findings, {}, samples)
+    return Study(name, evaluator.task, place, samples, figures, findings, (evaluator.task, place, samples))
 
 
 def _zero_shot(name: str, evaluator: ZeroShot, encodings: Encodings, findings: Findings) -> Study:
     data, labels = evaluator.data, evaluator.data.labels
-    classes = encodings.classes(data.classnames, evaluator.templates)
+    own = evaluator.prompts
+    classes = encodings.classes(data.classnames, evaluator.templates) if own is None else encodings.prompts(own)
     image = encodings.images(data.images)
     best, said = nearest_classes(image, classes, labels)
     right = said == labels
     chance = {f: k / len(classes) for f, k in (("acc1", 1), ("acc5", 5), ("mean_per_class_recall", 1))}
-    owners: dict[str, Tensor | None] = dict.fromkeys(findings.outcomes)
     words = [data.classnames[label] for label in labels.tolist()]
     heard = [data.classnames[label] for label in said.tolist()]
     points = [Point(*four) for four in zip(data.images, words, heard, right.tolist(), strict=True)]
@@ -147,9 +150,8 @@ def _zero_shot(name: str, evaluator: ZeroShot, encodings: Encodings, findings: F
         task=evaluator.task,
         data=data.name,
         samples=len(data),
-        figures=_figures(findings, owners, chance, len(data)),
+        figures=_figures(findings, chance, len(data)),
         findings=findings,
-        owners=owners,
         key=(evaluator.task, data.classnames, tuple(labels.tolist()), tuple(map(_identity, data.images))),
         confusions=confusions(data.images, labels, said, best, data.classnames),
         errors=int((~right).sum()),
@@ -165,7 +167,6 @@ def _retrieval(name: str, evaluator: Retrieval, encodings: Encodings, findings: 
     captions = torch.bincount(owner, minlength=len(image))
     chance = {f"image_retrieval_recall@{k}": k / len(image) for k in (1, 5, 10)}
     chance |= {f"text_retrieval_recall@{k}": _any_of(captions, len(text), k) for k in (1, 5, 10)}
-    owners = {figure: owner if figure.startswith("image_") else None for figure in findings.outcomes}
     hits, misses = (found.image == 0).nonzero().flatten(), (found.image > 0).nonzero().flatten()
     worst = misses[found.image[misses].argsort(descending=True, stable=True)][:GALLERY]
     rows = [
@@ -182,9 +183,8 @@ def _retrieval(name: str, evaluator: Retrieval, encodings: Encodings, findings: 
         task=evaluator.task,
         data=data.name,
         samples=len(data),
-        figures=_figures(findings, owners, chance, len(data), len(text)),
+        figures=_figures(findings, chance, len(data), len(text)),
         findings=findings,
-        owners=owners,
         key=(evaluator.task, tuple(data.texts), tuple(map(_identity, data.images))),
         wins=rows[0],
         failures=rows[1],
@@ -308,23 +308,20 @@ def _row(
     return Row(texts[item], pictures, int(ranks[item]) + 1, images[mine])
 
 
-def _figures(
-    findings: Findings, owners: dict[str, Tensor | None], chance: dict[str, float], images: int, captions: int = 0
-) -> list[Figure]:
+def _figures(findings: Findings, chance: dict[str, float], images: int, captions: int = 0) -> list[Figure]:
     found = []
     for name, value in findings.figures.items():
         number = _number(value)
-        if number is None or name in ("samples", "captions"):
+        if number is None or name in ("samples", "captions") or name.endswith(("_ci", "_chance")):
             continue
-        given = findings.figures.get(f"{name}_ci")
-        ends: tuple[float, float] | None = None
-        if isinstance(given, list) and len(given) == 2:
-            ends = (given[0], given[1])
-        elif name in findings.outcomes:
-            ends = interval(findings.outcomes[name], owners.get(name))
-        count = captions if captions and owners.get(name) is not None else images
+        ends = None
+        if name in findings.outcomes:
+            clusters, strata = findings.clusters.get(name), findings.strata.get(name)
+            ends = bootstrap_interval(findings.outcomes[name], seed=0, clusters=clusters, strata=strata)
+        guess = _number(findings.figures.get(f"{name}_chance"))
+        count = captions if captions and name in findings.clusters else images
         low, high = ends or (None, None)
-        found.append(Figure(name, number, low, high, chance.get(name), count))
+        found.append(Figure(name, number, low, high, chance.get(name) if guess is None else guess, count))
     return found
 
 

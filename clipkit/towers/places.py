@@ -84,7 +84,8 @@ class _Visible(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, **_: Any) -> tuple[Tensor, None]:
         """Attend from every token of ``q`` (B, L, C) to every one."""
         inner, heads = self.attention, self.attention.num_heads
-        projected = F.linear(q, inner.in_proj_weight, inner.in_proj_bias).unflatten(-1, (3, heads, -1))
+        batch, length, _channels = q.shape
+        projected = F.linear(q, inner.in_proj_weight, inner.in_proj_bias).view(batch, length, 3, heads, -1)
         query, key, value = projected.permute(2, 0, 3, 1, 4)
         weights = (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1)
         self.kept.append(weights)

@@ -1,11 +1,10 @@
 """Resampling against slow loops and exact formulas."""
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
 
-from clipkit.report.significance import interval, paired
+from clipkit.report.significance import paired
 
 
 def test_p_is_that_of_the_exact_test_of_discordant_pairs():
@@ -19,15 +18,23 @@ def test_p_is_that_of_the_exact_test_of_discordant_pairs():
     assert paired(first, first).p == 1.0
 
 
-def test_intervals_are_those_of_a_loop_over_units():
-    generator = np.random.default_rng(0)
-    owner = torch.arange(60).repeat_interleave(5)
-    values = torch.from_numpy(np.repeat(generator.random(60), 5) > 0.4)  # captions of one image agree
-    groups = values.double().reshape(60, 5)
-    slow = [float(groups[generator.integers(60, size=60)].mean()) for _ in range(4000)]
-    assert interval(values, owner) == pytest.approx(tuple(np.percentile(slow, (2.5, 97.5))), abs=0.02)
-    low, high = interval(values)  # as if captions were independent: too narrow
-    assert high - low < 0.6 * (np.percentile(slow, 97.5) - np.percentile(slow, 2.5))
+def test_captions_of_one_image_are_one_observation():
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(30, generator=generator) < 0.65
+    once = paired(torch.zeros(30), image.double() - 0.5)
+    owner = torch.arange(30).repeat_interleave(5)
+    five = paired(torch.zeros(150), (image.double() - 0.5).repeat_interleave(5), clusters=owner)
+    assert five.units == once.units == 30
+    assert five.difference == pytest.approx(once.difference)
+    assert five.p == pytest.approx(once.p, abs=0.02)
+    assert paired(torch.zeros(150), (image.double() - 0.5).repeat_interleave(5)).p < 0.5 * five.p  # as if independent
+
+
+def test_strata_weigh_the_same():
+    strata = torch.tensor([0] * 9 + [1])
+    first, second = torch.zeros(10), torch.tensor([0.0] * 9 + [1.0])
+    assert paired(first, second, strata=strata).difference == pytest.approx(0.5)
+    assert paired(first, second).difference == pytest.approx(0.1)
 
 
 def test_outcomes_that_do_not_pair_are_refused():
