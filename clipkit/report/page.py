@@ -193,11 +193,12 @@ def _bars(sides: Sequence[Side], task: str) -> dict[str, Any]:
             rows.append((place, number, bar, figure))
     rows.sort(key=lambda row: row[:2])
     table = [_described(bar.label, figure) for *_, bar, figure in rows]
-    fractions = [(bar, figure) for *_, bar, figure in rows if is_fraction(figure.name)]
-    main = [bar for bar, figure in fractions if figure.low is not None]
-    drawn = main or [bar for bar, _ in fractions]  # those without an interval stand in the table
+    fractions = [bar for *_, bar, figure in rows if is_fraction(figure.name)]
+    sure = [bar for bar in fractions if bar.low is not None]
+    headline = [bar for bar in sure if bar.chance is not None]
+    drawn = headline or sure or fractions  # the others stand in the table
     label = f"{task}: " + "; ".join(f"{bar.label} {_percent(bar.value)}" for bar in drawn)
-    return {"svg": charts.bars(drawn, label=label) if drawn else None, "table": table, "more": len(rows) - len(drawn)}
+    return {"svg": charts.bars(drawn, label=label) if drawn else None, "table": table}
 
 
 def _described(label: str, figure: Figure) -> dict[str, Any]:
