@@ -14,7 +14,7 @@ FLOORS = (
     ("1", {"config", "distributed", "metrics"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"encoder", "guard", "loading", "optim"}),
-    ("3a", {"evaluation", "exporters", "embedding"}),
+    ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
     (
         "3b",
         {

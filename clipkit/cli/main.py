@@ -184,6 +184,38 @@ def search(
     verbs.search(folder, queries or [], image=image, html=html, **how)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN [RUN2]", help="A run folder, or two to compare.")],
+    out: Annotated[Path, typer.Option(help="The page to write, FILE.html.")] = Path("report.html"),
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward.")] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
+) -> None:
+    """Make one HTML page about a run, or about two side by side; it needs no network."""
+    from clipkit.report.build import write_report
+
+    if len(runs) > 2:
+        raise ValueError(f"{len(runs)} runs given; a report is of one run, or compares two")
+    path = write_report(runs, out, batch_size=batch_size, workers=workers, say=typer.echo)
+    typer.echo(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
+    image: Annotated[Path, typer.Argument(help="JPEG, PNG, WebP, GIF or BMP.")],
+    text: Annotated[str, typer.Argument(help="What to look for, such as 'a red bicycle'.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, FILE.png; its words go to FILE.words.png.")] = Path(
+        "explain.png"
+    ),
+) -> None:
+    """Show where in an image a text is seen, and each of its words."""
+    from clipkit.cli.explain import explain_image
+
+    for path in explain_image(model, image, text, out=out):
+        typer.echo(f"written to {path}")
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
     global _arguments

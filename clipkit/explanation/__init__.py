@@ -1,0 +1,1 @@
+"""``clipkit explain``: where in an image a text is seen."""
