@@ -35,6 +35,8 @@ class Candidate:
         temperature: Logarithm of the inverse temperature and the bias (None: no bias), or None where the files hold neither.
         temperature_bound: Largest difference of those two.
         versions: Of the libraries that loaded the files.
+        shifts: Whether the receiver's own preprocessing is known to deviate on an image, for a reason that ``said`` gives: such a
+            probe is measured apart and not held to the bound.
         said: What the receiver must know; stands in the report and in the card.
     """
 
@@ -48,6 +50,7 @@ class Candidate:
     temperature: tuple[float, float | None] | None = None
     temperature_bound: float = 1e-5
     versions: dict[str, str] = field(default_factory=dict)
+    shifts: Callable[[Image.Image], bool] = lambda image: False
     said: tuple[str, ...] = ()
 
 

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
 
 FORMATS: dict[str, Entry] = {
     "open_clip": Entry("open_clip"),
+    "transformers": Entry("transformers", ("transformers", "tokenizers"), "hf"),
 }
 
 

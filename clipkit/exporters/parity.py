@@ -145,7 +145,12 @@ class ParityReport:
             f"{'    would have been caught' if self.caught(x) else 'NOTE would NOT have been caught'}: {name}, cosine {x:.7f}"
             for name, x in self.controls.items()
         ]
-        return checks + controls + [f"NOTE {line}" for line in self.details.get("said", [])]
+        return checks + controls + [f"NOTE {line}" for line in self._notes()]
+
+    def _notes(self) -> list[str]:
+        said: list[str] = list(self.details.get("said", []))
+        shifted: dict[str, float] = self.details.get("deviations", {})
+        return said + [f"known to deviate, not held: {name}, centred cosine {x:.4f}" for name, x in shifted.items()]
 
     def caught(self, cosine: float) -> bool:
         """Whether the whole-path check refuses a centred cosine."""

@@ -92,9 +92,12 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         floats = encoder.image.normalise(pixels.to(encoder.device)).float().cpu()
         tokens = encoder.tokenize(list(probes.texts))
         names = [text_name(text) for text in probes.texts]
-        image = Side(
-            "images", ours[0], pixels if candidate.takes == "uint8" else floats, probes.images, probes.image_names
-        )
+        taken = pixels if candidate.takes == "uint8" else floats
+        shifted = [i for i, x in enumerate(probes.images) if candidate.shifts(x)]
+        if len(probes.images) - len(shifted) < FEW:
+            said = f"{format.name} is known to prepare {len(shifted)} of {len(probes.images)} probe images otherwise"
+            raise ValueError(f"{said}; at least {FEW} others are needed: give square ones")
+        image = Side("images", ours[0], taken, probes.images, probes.image_names, shifted)
         text = Side("texts", ours[1], tokens, probes.texts, names)
         checks, same_images = _side(image, candidate.image, candidate.raw_image, candidate.batches, bounds)
         more, same_texts = _side(text, candidate.text, candidate.raw_text, candidate.batches, bounds)
@@ -104,12 +107,14 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         if candidate.temperature is not None:
             checks.append(_temperature(encoder, candidate))
         controls = parity.controls(encoder, probes.images, ours[0])
+        deviations = _deviations(image, candidate)
     counts = {"images": len(probes.images), "flattened": probes.flattened, "texts": len(probes.texts)}
     details: dict[str, Any] = {
         "precision": candidate.precision,
         "batches": list(candidate.batches),
         "probes": counts,
         "versions": {"torch": version("torch")} | candidate.versions,
+        "deviations": deviations,
         "said": list(candidate.said),
     }
     if encoder.info.pretrained is None:
@@ -126,10 +131,20 @@ class Side:
         tensors: What its tower takes (N, ...).
         raw: The inputs themselves (N).
         names: What messages call them (N).
+        shifted: Rows that the receiver's preprocessing is known to change: no part of the whole-path check.
     """
 
-    def __init__(self, name: str, ours: Tensor, tensors: Tensor, raw: Sequence[Any], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        ours: Tensor,
+        tensors: Tensor,
+        raw: Sequence[Any],
+        names: Sequence[str],
+        shifted: Sequence[int] = (),
+    ) -> None:
         self.name, self.ours, self.tensors, self.raw, self.names = name, ours, tensors, raw, names
+        self.shifted = frozenset(shifted)
 
 
 def _side(
@@ -144,10 +159,23 @@ def _side(
         same = in_batches(encode, side.tensors[seen], size)
         what = f"{side.name} in batches of {size}"
         checks.append(parity.compare(what, reference, same, names, bounds, most_difference=bounds.most_difference))
+        seen = [i for i in seen if i not in side.shifted]
+        reference, names = side.ours[seen], [side.names[i] for i in seen]
         whole = in_batches(encode_raw, [side.raw[i] for i in seen], size)
         what = f"{side.name}, whole path, in batches of {size}"
         checks.append(parity.compare(what, reference, whole, names, bounds, least_cosine=bounds.least_cosine))
     return checks, same
+
+
+def _deviations(side: Side, candidate: Candidate) -> dict[str, float]:
+    """Centred cosine of each probe that the receiver's preprocessing is known to change: said, not held."""
+    rows = sorted(side.shifted)
+    if not rows:
+        return {}
+    theirs = in_batches(candidate.raw_image, [side.raw[i] for i in rows], max(candidate.batches))
+    centre = side.ours.mean(0)
+    cosines = torch.cosine_similarity(side.ours[rows] - centre, theirs - centre)
+    return {side.names[i]: float(x) for i, x in zip(rows, cosines, strict=True)}
 
 
 @torch.no_grad()
