@@ -93,10 +93,7 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         tokens = encoder.tokenize(list(probes.texts))
         names = [text_name(text) for text in probes.texts]
         taken = pixels if candidate.takes == "uint8" else floats
-        shifted = [i for i, x in enumerate(probes.images) if candidate.shifts(x)]
-        if len(probes.images) - len(shifted) < FEW:
-            said = f"{format.name} is known to prepare {len(shifted)} of {len(probes.images)} probe images otherwise"
-            raise ValueError(f"{said}; at least {FEW} others are needed: give square ones")
+        shifted = _shifted(probes, candidate, format)
         image = Side("images", ours[0], taken, probes.images, probes.image_names, shifted)
         text = Side("texts", ours[1], tokens, probes.texts, names)
         checks, same_images = _side(image, candidate.image, candidate.raw_image, candidate.batches, bounds)
@@ -108,18 +105,30 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
             checks.append(_temperature(encoder, candidate))
         controls = parity.controls(encoder, probes.images, ours[0])
         deviations = _deviations(image, candidate)
+    details = _details(encoder, candidate, probes) | {"deviations": deviations}
+    return ParityReport(format.name, encoder.info.model, tuple(checks), controls, details, bounds.least_cosine)
+
+
+def _details(encoder: Encoder, candidate: Candidate, probes: Probes) -> dict[str, Any]:
     counts = {"images": len(probes.images), "flattened": probes.flattened, "texts": len(probes.texts)}
     details: dict[str, Any] = {
         "precision": candidate.precision,
         "batches": list(candidate.batches),
         "probes": counts,
         "versions": {"torch": version("torch")} | candidate.versions,
-        "deviations": deviations,
         "said": list(candidate.said),
     }
     if encoder.info.pretrained is None:
         details["said"].append("the weights are random: agreement of top-1 and R@1 was not asked for")
-    return ParityReport(format.name, encoder.info.model, tuple(checks), controls, details, bounds.least_cosine)
+    return details
+
+
+def _shifted(probes: Probes, candidate: Candidate, format: Format) -> list[int]:
+    found = [i for i, x in enumerate(probes.images) if candidate.shifts(x)]
+    if len(probes.images) - len(found) < FEW:
+        said = f"{format.name} is known to prepare {len(found)} of {len(probes.images)} probe images otherwise"
+        raise ValueError(f"{said}; at least {FEW} others are needed: give square ones")
+    return found
 
 
 class Side:

@@ -42,9 +42,11 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
         from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
         kind = kind_of(encoder)
-        config = _clip_config(encoder) if kind == "clip" else _siglip_config(encoder)
-        made = CLIPConfig(**config) if kind == "clip" else SiglipConfig(**config)
-        model = (CLIPModel if kind == "clip" else SiglipModel)(made)
+        model: Any = (
+            CLIPModel(CLIPConfig(**_clip_config(encoder)))
+            if kind == "clip"
+            else SiglipModel(SiglipConfig(**_siglip_config(encoder)))
+        )
         state = (clip_state if kind == "clip" else siglip_state)(encoder)
         lost = model.load_state_dict(state, strict=False)
         missing = [key for key in lost.missing_keys if not key.endswith("position_ids")]
@@ -56,10 +58,11 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
         """Through ``AutoModel`` and ``AutoProcessor``, from the folder alone."""
-        from transformers import AutoModel, AutoProcessor
+        import transformers
 
-        model = AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        library: Any = transformers  # partly untyped
+        model = library.AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+        processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
         length = model.config.text_config.max_position_embeddings
 
         def image(x: Tensor) -> Tensor:
@@ -127,8 +130,6 @@ def kind_of(encoder: Encoder) -> str:
     Raises:
         ValueError: If transformers has no class for these towers, with the reason.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-
     image, text = encoder.image.model, encoder.text.model
     tower, words = type(image).__name__, type(text).__name__
     trunk = type(getattr(image, "trunk", image)).__name__
@@ -140,7 +141,7 @@ def kind_of(encoder: Encoder) -> str:
         raise ValueError(
             f"the format transformers has no class for the image tower {trunk}; export open_clip or onnx instead"
         )
-    if not isinstance(encoder.tokenize, SimpleTokenizer) and not hasattr(encoder.tokenize, "tokenizer"):
+    if not hasattr(encoder.tokenize, "bpe_ranks") and not hasattr(encoder.tokenize, "tokenizer"):
         raise ValueError(f"the tokenizer {type(encoder.tokenize).__name__} cannot be saved for transformers")
     config = encoder.info.config
     pool = getattr(text, "pool_type", None)
@@ -280,16 +281,16 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
 
 def _tokenizer(encoder: Encoder) -> Any:
     """open_clip's byte pairs as transformers' ``CLIPTokenizerFast``, or the Hugging Face tokenizer that it wraps."""
-    from open_clip.tokenizer import SimpleTokenizer
-
     tokenize: Any = encoder.tokenize
     length = encoder.text.model.context_length
-    if not isinstance(tokenize, SimpleTokenizer):
+    if not hasattr(tokenize, "bpe_ranks"):  # which open_clip's SimpleTokenizer has
         held = tokenize.tokenizer
         held.model_max_length, held.model_input_names = length, ["input_ids"]
         return held
+    import transformers
     from tokenizers import normalizers
-    from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast
+
+    library: Any = transformers  # partly untyped
 
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     words = {names.get(word, word): number for word, number in tokenize.encoder.items()}
@@ -299,9 +300,9 @@ def _tokenizer(encoder: Encoder) -> Any:
         vocabulary.write_text(json.dumps(words, ensure_ascii=False))
         merges.write_text("\n".join(["#version: 0.2", *pairs]) + "\n")
         fast = (
-            CLIPTokenizerFast(str(vocabulary), str(merges))
+            library.CLIPTokenizerFast(str(vocabulary), str(merges))
             if version("transformers") < "5"
-            else CLIPTokenizerFast(vocab=str(vocabulary), merges=str(merges))
+            else library.CLIPTokenizerFast(vocab=str(vocabulary), merges=str(merges))
         )
     raw = fast.backend_tokenizer
     raw.enable_truncation(length)
@@ -309,7 +310,7 @@ def _tokenizer(encoder: Encoder) -> Any:
     # what ftfy does to everyday English; the rest of it is said in the report
     uncurl = [normalizers.Replace(own, plain) for own, plain in _UNCURLED.items()]
     raw.normalizer = normalizers.Sequence([*uncurl, raw.normalizer])
-    return PreTrainedTokenizerFast(
+    return library.PreTrainedTokenizerFast(
         tokenizer_object=raw,
         bos_token="<|startoftext|>",
         eos_token="<|endoftext|>",
