@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from clipkit.config import RunConfig, load_config
+from clipkit.exporters.formats import FORMATS as FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from clipkit.encoder import Encoder
     from clipkit.exporters.parity import ParityReport
     from clipkit.run_folder import Outcome
-
-FORMATS = ("open_clip",)
 
 
 def load(model: str | Path, *, device: str = "cpu") -> Encoder:
@@ -156,28 +155,41 @@ def evaluate(
     return dict(result.metrics)
 
 
-def export(model: str | Path | Encoder, format: str, out: str | Path, *, force: bool = False) -> ParityReport:
+def export(
+    model: str | Path | Encoder,
+    format: str,
+    out: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    images: Sequence[Any] | None = None,
+    texts: Sequence[str] | None = None,
+    force: bool = False,
+) -> ParityReport:
     """Write an encoder for another program, and prove that what was written is the same encoder.
 
     Args:
         model: An encoder, or what ``load`` takes.
-        format: ``open_clip``: a folder for ``open_clip.create_model_and_transforms("local-dir:OUT")``.
+        format: A name of ``FORMATS``; ``open_clip``: a folder for ``open_clip.create_model_and_transforms("local-dir:OUT")``.
         out: The folder to make.
+        options: Of the format: fields of its class in ``clipkit/exporters/``.
+        images: Real images (PIL, or paths) to compare on, at least 8; None for drawings of the embedded data set.
+        texts: Real texts to compare on, at least 8; None for names of that data set.
         force: Whether to replace a folder that is not empty.
 
     Returns:
         The parity report, which also stands in ``OUT/parity.json``.
 
     Raises:
-        ValueError: If the format is unknown or the folder is not empty.
+        ValueError: If the format is unknown or cannot hold the encoder, or the folder is not empty.
         ParityError: If the written files are not the same encoder; nothing is left then.
     """
-    if format not in FORMATS:
-        raise ValueError(f"there is no export format {format!r}; known: {', '.join(FORMATS)}")
-    from clipkit.exporters.open_clip import export_open_clip
+    from clipkit.exporters.formats import make_format
+
+    kind = make_format(format, options)
+    from clipkit.exporters.prove import export_encoder
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    return export_open_clip(encoder, Path(out), force=force)
+    return export_encoder(encoder, kind, out, images=images, texts=texts, force=force)
 
 
 def embed(

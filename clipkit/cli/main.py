@@ -13,6 +13,7 @@ import typer
 from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
 from clipkit.cli.exits import exit_code
+from clipkit.exporters.formats import FORMATS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -120,15 +121,18 @@ def evaluate(
 def export(
     model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
     out: Annotated[Path, typer.Option(help="Folder to make.")],
-    format: Annotated[str, typer.Option(help="open_clip.")] = "open_clip",
+    format: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(FORMATS)}; several go to OUT/FORMAT each.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="key=value, an option of the format; may be repeated.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
 ) -> None:
     """Write an encoder for another program, with proof that it is the same encoder."""
-    from clipkit import api
+    from clipkit.cli.export import export_all
 
-    report = api.export(model, format, out, force=force)
-    typer.echo("\n".join(report.lines()))
-    typer.echo(f"written to {out}")
+    export_all(model, format or ["open_clip"], out=out, options=option or [], force=force)
 
 
 @app.command()

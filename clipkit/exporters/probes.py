@@ -15,7 +15,8 @@ from clipkit.data.images import image_tensor
 
 COUNT = 16  # embedded probes of each kind
 FEWEST = 8  # probes, so that a batch of seven is full
-SHEETS = ((3, 2), (2, 3))  # columns and rows of two more images: contact sheets of the first six
+# columns, rows and mode of more images: contact sheets of the first few. The last is opaque: what transparency shows is a rule of ours
+SHEETS = ((3, 2, "RGB"), (2, 3, "RGB"), (2, 2, "L"), (3, 1, "RGBA"))
 CELL = (157, 149)  # odd, so that crops are uneven
 HARD_TEXTS = ("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40)
 
@@ -25,10 +26,10 @@ class Probes:
     """Real inputs that both encoders get.
 
     Args:
-        images: RGB images (N): the user's, and two contact sheets of them.
+        images: Images (N): the user's, and contact sheets of them, of which one is gray and one has an alpha channel.
         image_names: What messages call them (N).
         texts: Texts (M), the user's and ``HARD_TEXTS``.
-        flattened: How many images were no plain RGB and were made so by our colour rules first (transparency on
+        flattened: How many images were neither RGB nor gray and were made so by our colour rules first (transparency on
             white, turned as EXIF says): open_clip itself ignores both.
     """
 
@@ -58,13 +59,13 @@ class Probes:
         for number, given_image in enumerate(images):
             name, image = _open(given_image, number)
             turned = image.getexif().get(0x0112, 1) != 1
-            plain = image.mode == "RGB" and not turned and "transparency" not in image.info
+            plain = image.mode in ("RGB", "L") and not turned and "transparency" not in image.info
             flattened += not plain
             opened.append(image if plain else to_pil_image(image_tensor(image)))
             names.append(name)
         # a user's images may all have the model's size, or be smooth: a wrong resize would not show
-        sheets = [contact_sheet(opened[:6], columns, rows) for columns, rows in SHEETS]
-        names += [f"contact sheet of {sheet.width} x {sheet.height}" for sheet in sheets]
+        sheets = [contact_sheet(opened[:6], columns, rows).convert(mode) for columns, rows, mode in SHEETS]
+        names += [f"contact sheet of {sheet.width} x {sheet.height}, {sheet.mode}" for sheet in sheets]
         opened += sheets
         return cls(tuple(opened), tuple(names), (*texts, *HARD_TEXTS), flattened)
 

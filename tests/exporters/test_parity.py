@@ -82,8 +82,10 @@ def test_probes(photos: list[Image.Image], tmp_path: Path) -> None:
     clear.putalpha(128)
     probes = Probes.of([tmp_path / "photo.png", clear, *photos[2:]], [f"text {number}" for number in range(8)])
     assert probes.image_names[:2] == (str(tmp_path / "photo.png"), "image 1")
-    assert probes.image_names[-2:] == ("contact sheet of 471 x 298", "contact sheet of 314 x 447")
-    assert {image.mode for image in probes.images} == {"RGB"}
+    assert probes.image_names[-4:] == tuple(
+        f"contact sheet of {said}" for said in ("471 x 298, RGB", "314 x 447, RGB", "314 x 298, L", "471 x 149, RGBA")
+    )
+    assert [image.mode for image in probes.images[-3:]] == ["RGB", "L", "RGBA"]
     assert probes.flattened == 1
     assert probes.texts[-len(HARD_TEXTS) :] == HARD_TEXTS
 

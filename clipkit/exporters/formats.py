@@ -1,0 +1,60 @@
+"""The formats by name; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+if TYPE_CHECKING:
+    from clipkit.exporters.candidate import Format
+
+DISTRIBUTION = "clipkit-train"
+
+
+class Entry(NamedTuple):
+    """Where a format is.
+
+    Args:
+        module: Of ``clipkit.exporters``; its ``FORMAT`` is the class.
+        needs: Packages beyond clipkit's own that it imports.
+        extra: The extra that brings them.
+    """
+
+    module: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+
+FORMATS: dict[str, Entry] = {
+    "open_clip": Entry("open_clip"),
+    "transformers": Entry("transformers", ("transformers", "tokenizers"), "hf"),
+}
+
+
+def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
+    """The format of a name.
+
+    Args:
+        name: A key of ``FORMATS``.
+        options: Fields of its class, such as ``{"precision": "float16"}``.
+
+    Raises:
+        ValueError: If there is no such format or option, or what it needs is not installed; with the known ones, or the install line.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"there is no export format {name!r}; known: {', '.join(FORMATS)}")
+    entry = FORMATS[name]
+    missing = [package for package in entry.needs if importlib.util.find_spec(package) is None]
+    if missing:
+        line = f"pip install '{DISTRIBUTION}[{entry.extra}]'"
+        raise ValueError(f"the format {name} needs {', '.join(missing)}, which is not installed: {line}")
+    kind = importlib.import_module(f"clipkit.exporters.{entry.module}").FORMAT
+    known = [field.name for field in dataclasses.fields(kind)]
+    for option in options or {}:
+        if option not in known:
+            said = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"the format {name} has no option {option!r}; {said}")
+    return cast("Format", kind(**(options or {})))

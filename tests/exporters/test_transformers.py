@@ -1,0 +1,112 @@
+"""Folders that transformers loads by AutoModel and AutoProcessor, refusals, and a check that catches every wrong folder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from clipkit.encoder import Encoder
+from clipkit.exporters.probes import Probes
+from clipkit.exporters.prove import export_encoder, prove
+from clipkit.exporters.transformers import TransformersFormat
+
+from .conftest import CONFIGS, PREPROCESS, TEXT, TEXTS, build
+
+FORMAT = TransformersFormat()
+
+
+def siglip(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """timm's attention-pooled tower, small: open_clip's configurations name large ones only."""
+    text = TEXT | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    config = CONFIGS["siglip"] | {"embed_dim": 64, "text_cfg": text}
+    config["vision_cfg"] = {"image_size": 64, "timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear"}
+    monkeypatch.setitem(CONFIGS, "timm", config)
+    monkeypatch.setitem(PREPROCESS, "timm", PREPROCESS["siglip"])
+    encoder = build("timm")
+    side = encoder.preprocess.size[0]
+    encoder.image.model.trunk = VisionTransformer(
+        img_size=side,
+        patch_size=16,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        class_token=False,
+        global_pool="map",
+        num_classes=0,
+    ).eval()
+    encoder.image.model.head = torch.nn.Identity()
+    return encoder
+
+
+def test_clip(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
+    report = export_encoder(vit, FORMAT, tmp_path / "out", images=photos, texts=[*TEXTS, "ten o’clock “sharp”"])
+    assert report.held
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["text_config"]["eos_token_id"] == 49407
+    assert config["text_config"]["hidden_act"] == config["vision_config"]["hidden_act"] == "quick_gelu"
+    assert config["model_type"] == "clip"
+
+
+def test_siglip(photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = export_encoder(siglip(monkeypatch), FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
+    assert report.held
+    assert not report.details["deviations"]  # no crop
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "siglip"
+
+
+def test_towers_that_transformers_has_no_class_for_are_refused(tmp_path: Path) -> None:
+    for name, said in (("convnext", "image tower ConvNeXt"), ("siglip", "pools by 'last'")):
+        with pytest.raises(ValueError, match=said):
+            export_encoder(build(name), FORMAT, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    stored = json.loads(path.read_text())
+    change(stored)
+    path.write_text(json.dumps(stored))
+
+
+def gelu(folder: Path) -> None:
+    changed(
+        folder / "config.json", lambda s: [s[t].update(hidden_act="gelu") for t in ("text_config", "vision_config")]
+    )
+
+
+def bilinear(folder: Path) -> None:
+    changed(folder / "preprocessor_config.json", lambda s: s.update(resample=2))
+
+
+def mean(folder: Path) -> None:
+    changed(
+        folder / "preprocessor_config.json",
+        lambda s: s.update(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]),
+    )
+
+
+def end_of_text(folder: Path) -> None:
+    changed(folder / "config.json", lambda s: s["text_config"].update(eos_token_id=49406))
+
+
+def channels(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    key = next(k for k in state if k.endswith("patch_embedding.weight"))
+    state[key] = state[key].flip(1).contiguous()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("harm", [gelu, bilinear, mean, end_of_text, channels])
+def test_a_wrong_folder_is_caught(
+    vit: Encoder, photos: list[Image.Image], tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    FORMAT.write(vit, tmp_path)
+    probes = Probes.of(photos, TEXTS)
+    assert prove(vit, FORMAT, tmp_path, probes).held
+    harm(tmp_path)
+    assert not prove(vit, FORMAT, tmp_path, probes).held
