@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 SMALLER = {  # what the README says, and what stands in its place here, so that no weights are fetched and training takes seconds
     "evaluate ViT-B-32:laion2b_s34b_b79k": "evaluate small.json",
+    "--model ViT-B-32:laion2b_s34b_b79k": "--model small.json",
     "model: ViT-B-32 ": "model: small.json ",
     "batch_size: 256": "batch_size: 8",
     "warmup: 500 steps": "warmup: 2 steps",
