@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
-from clipkit.towers.open_clip import CONFIG_FILE, OpenClipPair, build_pair, pair_from_config
+from clipkit.towers.model_files import read_config_file
+from clipkit.towers.open_clip import CONFIG_FILE, OpenClipPair, build_pair, pair_from_config, pair_of_run
+from clipkit.towers.open_clip_run import trained_model
 
+WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
 
 
@@ -37,14 +40,16 @@ def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
 def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | None, list[str]]:
     """The towers of a MODEL, where their weights come from (None: random), and notes for the user."""
     path = Path(name)
+    if pretrained is not None and (path.is_dir() or path.suffix in WEIGHTS):
+        raise ValueError(f"{name} brings its own weights; leave out pretrained ({pretrained})")
     if path.is_dir():
         return _from_folder(path)
-    if path.suffix in (".pt", ".safetensors"):
-        pair = build_pair(_architecture_beside(path), str(path))
-        return pair, str(path), []
+    if path.suffix in WEIGHTS:
+        pair = _from_file(path)
+        return pair, str(path), list(pair.notes)
     pair = build_pair(name, pretrained)
     if pretrained is not None or name.startswith("hf-hub:"):
-        return pair, pretrained or name, []
+        return pair, pretrained or name, list(pair.notes)
     return pair, None, [f"{name} has random weights; name a tag (NAME:TAG) for trained ones"]
 
 
@@ -91,14 +96,17 @@ def _load(tower: nn.Module, weights: dict[str, Tensor], prefix: str, place: Path
         raise ValueError(f"{place} does not hold the weights of its own configuration: {error}") from error
 
 
-def _architecture_beside(path: Path) -> str:
-    """The model name that open_clip's trainer left in ``params.txt`` of the run that wrote ``path``."""
+def _from_file(path: Path) -> OpenClipPair:
+    """Weights of a file whose architecture stands beside it: open_clip's ``params.txt`` of the run, or an exported configuration."""
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    for folder in (path.parent, path.parent.parent):
-        params = folder / "params.txt"
-        if params.is_file():
-            for line in params.read_text().splitlines():
-                if line.startswith("model: "):
-                    return line.removeprefix("model: ").strip()
+    trained = trained_model(path)
+    if trained is not None:
+        return pair_of_run(trained, str(path))
+    beside = path.parent / CONFIG_FILE
+    if beside.is_file():
+        stored = read_config_file(beside)
+        return pair_from_config(
+            stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=str(path), place=str(beside)
+        )
     raise ValueError(f"{path} does not say which architecture it holds; write NAME:{path} with the open_clip name")

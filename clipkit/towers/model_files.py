@@ -32,16 +32,38 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Weights of a safetensors or ``.pt`` file, without the prefixes that DDP and compile leave."""
+    """Weights of a file: safetensors, or a ``.pt`` of tensors, bare or with open_clip's trainer's other entries around ``state_dict``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Tensors by key, without the prefixes that DDP (``module.``) and compile (``_orig_mod.``) leave.
+
+    Raises:
+        ValueError: If there is no such file, it holds more than tensors and plain values (which could run code), or no weights.
+    """
     if not Path(path).is_file():
         raise ValueError(f"the file of weights {path} does not exist")
+    try:
+        stored = _read(path)
+    except Exception as error:  # whatever a damaged or hostile file makes torch raise
+        raise ValueError(
+            f"{path} cannot be read as weights alone (nothing in it is run): {str(error).splitlines()[0]}"
+        ) from error
+    state = stored.get("state_dict", stored) if isinstance(stored, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        held = ", ".join(map(str, list(stored)[:8])) if isinstance(stored, dict) else type(stored).__name__
+        raise ValueError(f"{path} holds no state_dict of tensors, but {held or 'nothing'}")
+    return {key.replace("_orig_mod.", "").removeprefix("module."): value for key, value in state.items()}
+
+
+def _read(path: str) -> Any:
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
 
-        return dict(load_file(path))
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    state = stored.get("state_dict", stored)
-    return {key.removeprefix("module.").replace("_orig_mod.", ""): value for key, value in state.items()}
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from clipkit.towers.base import Features, Tokenize, Tower, unit
 from clipkit.towers.depth import depths
 from clipkit.towers.model_files import read_config_file, read_weights, refuse_tokenizer_code
+from clipkit.towers.open_clip_run import TrainedModel
+from clipkit.towers.open_clip_weights import load_open_clip_weights
 from clipkit.towers.resolution import at_resolution
 
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG = "text_tower"  # folder with the configuration of a Hugging Face text tower, in an exported folder
-_TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final")
 
 
 class ImageTower(Tower):
@@ -158,6 +159,8 @@ class OpenClipPair:
     """Logarithm of the inverse temperature."""
     bias: float | None
     """Bias of the logits, where the model has one (SigLIP)."""
+    notes: tuple[str, ...] = ()
+    """What was done to its weights so that they fit."""
 
 
 def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
@@ -190,7 +193,25 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
     config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
         raise ValueError(_unknown_model(name, open_clip.list_models()))
-    return _create(name, pretrained, config)
+    if pretrained is None or open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained):
+        return _create(name, pretrained, config)
+    if not Path(pretrained).exists():
+        known = open_clip.list_pretrained_tags_by_model(name.replace("/", "-"))
+        tags = f"its tags are {', '.join(known)}" if known else "it has no tags"
+        raise ValueError(f"model {name!r}: pretrained weights {pretrained!r} are no tag of it and no file; {tags}")
+    return pair_from_config(config, weights=pretrained, place=name)
+
+
+def pair_of_run(trained: TrainedModel, weights: str) -> OpenClipPair:
+    """The towers that open_clip's trainer left in a file, under the options of its run."""
+    import open_clip
+
+    config = open_clip.get_model_config(trained.name.replace("/", "-"))
+    if config is None:
+        raise ValueError(_unknown_model(trained.name, open_clip.list_models()))
+    return pair_from_config(
+        trained.changed(config), preprocess=trained.preprocess(), weights=weights, place=trained.name
+    )
 
 
 def pair_from_config(
@@ -214,22 +235,8 @@ def pair_from_config(
     with tempfile.TemporaryDirectory() as folder:
         stored = {"model_cfg": dict(config), "preprocess_cfg": dict(preprocess or {})}
         (Path(folder) / CONFIG_FILE).write_text(json.dumps(stored))
-        pair = _create(f"local-dir:{folder}", None, dict(config), place=place)
-    if weights is not None:
-        state = read_weights(weights)
-        load_open_clip_state_dict(pair, state, place=weights)
-        scale, bias = state.get("logit_scale"), state.get("logit_bias")
-        log_scale = pair.log_scale if scale is None else float(scale)
-        pair = OpenClipPair(
-            pair.image,
-            pair.text,
-            pair.tokenize,
-            pair.preprocess,
-            pair.config,
-            log_scale,
-            None if bias is None else float(bias),
-        )
-    return pair
+        pair = _create(f"local-dir:{folder}", None, dict(config), place=place, start_text=weights is None)
+    return pair if weights is None else _with_weights(pair, weights)
 
 
 def open_clip_state_dict(
@@ -245,20 +252,19 @@ def open_clip_state_dict(
     return state
 
 
-def load_open_clip_state_dict(pair: OpenClipPair, state: Mapping[str, Tensor], *, place: str) -> None:
-    """Load weights under open_clip's keys into a pair's towers.
-
-    Raises:
-        ValueError: If keys are missing, unknown or of another shape.
-    """
-    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    text = {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
-    text |= {key: value for key, value in state.items() if key.startswith(_TEXT_KEYS)}
-    for tower, weights in ((pair.image.model, image), (pair.text.model, text)):
-        try:
-            tower.load_state_dict(weights, strict=True)
-        except RuntimeError as error:
-            raise ValueError(f"{place} does not hold weights of this model configuration: {error}") from error
+def _with_weights(pair: OpenClipPair, path: str) -> OpenClipPair:
+    """The pair with the weights of a file, its temperature and bias too; where the file has no bias, the pair has none."""
+    state = read_weights(path)
+    notes = load_open_clip_weights(pair.image.model, pair.text.model, state, place=path)
+    scale, bias = state.get("logit_scale"), state.get("logit_bias")
+    if bias is None and pair.bias is not None:
+        notes.append(f"{path}: holds no logit_bias: a loss that needs one starts it anew")
+    return replace(
+        pair,
+        log_scale=pair.log_scale if scale is None else float(scale),
+        bias=None if bias is None else float(bias),
+        notes=tuple(notes),
+    )
 
 
 @lru_cache(maxsize=4)
@@ -325,22 +331,21 @@ def token_counts(tokenize: Any, texts: Sequence[str]) -> list[int]:
     return [len(tokens) + 3 * added for tokens in held.input_ids]
 
 
-def _create(name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None) -> OpenClipPair:
-    """Let open_clip build a model; messages call it ``place``, else by its name."""
+def _create(
+    name: str, pretrained: str | None, config: dict[str, Any], *, place: str | None = None, start_text: bool = True
+) -> OpenClipPair:
+    """Let open_clip build a model; messages call it ``place``, else by its name. A Hugging Face text tower may start from its own weights."""
     import open_clip
 
     place = place or name
-    plain = name.replace("/", "-")
-    if pretrained is not None and not open_clip.get_pretrained_cfg(plain, pretrained) and not Path(pretrained).exists():
-        known = open_clip.list_pretrained_tags_by_model(plain)
-        tags = f"its tags are {', '.join(known)}" if known else "it has no tags"
-        raise ValueError(f"model {place!r}: pretrained weights {pretrained!r} are no tag of it and no file; {tags}")
     if "multimodal_cfg" in config:
         raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
     refuse_tokenizer_code(place, config)
     try:
         with _quiet():
-            model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True)
+            model = open_clip.create_model(
+                name, pretrained=pretrained, force_custom_text=True, pretrained_text=start_text
+            )
             tokenize = open_clip.get_tokenizer(name)
     except (RuntimeError, FileNotFoundError, TypeError) as error:
         raise ValueError(f"cannot build the model {place!r} (pretrained: {pretrained}): {error}") from error

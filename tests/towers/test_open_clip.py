@@ -4,7 +4,8 @@ import open_clip
 import pytest
 import torch
 
-from clipkit.towers.open_clip import build_pair, load_open_clip_state_dict, open_clip_state_dict, pair_from_config
+from clipkit.towers.open_clip import build_pair, open_clip_state_dict, pair_from_config
+from clipkit.towers.open_clip_weights import load_open_clip_weights
 
 VIT = {
     "embed_dim": 16,
@@ -67,9 +68,8 @@ def test_a_tower_that_pools_padding_is_never_cut():
 
 def test_weights_round_trip_through_open_clips_names(tmp_path):
     one, other = pair_from_config(VIT), pair_from_config(VIT)
-    load_open_clip_state_dict(
-        other, open_clip_state_dict(one.config, one.image, one.text, one.log_scale, one.bias), place="here"
-    )
+    state = open_clip_state_dict(one.config, one.image, one.text, one.log_scale, one.bias)
+    assert load_open_clip_weights(other.image.model, other.text.model, state, place="here") == []
     assert all(torch.equal(a, b) for a, b in zip(one.text.parameters(), other.text.parameters(), strict=True))
     state = {f"module.{k}": v for k, v in peer(VIT, tmp_path).state_dict().items()}
     torch.save({"epoch": 1, "name": "run", "state_dict": state}, tmp_path / "epoch_1.pt")
@@ -107,7 +107,9 @@ def test_broken_configurations_are_named(tmp_path):
     with pytest.raises(ValueError, match="text_cfg, vision_cfg missing"):
         build_pair(str(path))
     with pytest.raises(ValueError, match="does not hold weights of this model"):
-        load_open_clip_state_dict(pair_from_config(VIT), {}, place="weights.pt")
+        load_open_clip_weights(
+            pair_from_config(VIT).image.model, pair_from_config(VIT).text.model, {}, place="weights.pt"
+        )
 
 
 def test_a_hostile_tokenizer_in_a_model_folder_does_not_run(tmp_path):
