@@ -38,6 +38,7 @@ from clipkit.micro_batch import Choice, choose, memory_left
 from clipkit.module import CLIPModule
 from clipkit.optim import Optim
 from clipkit.staging import Tokens, build_stages, check_views
+from clipkit.teachers import build_teachers
 from clipkit.towers.base import Tower
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
 from clipkit.towers.scale import LogitScale
@@ -123,6 +124,7 @@ def build_module(
         scales=scales,
         optim=build_optim(config, pair, steps, warmup),
         seed=config.seed,
+        teachers=build_teachers(config, pair),
     )
 
 

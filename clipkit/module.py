@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from clipkit.guard import Guard
 from clipkit.losses.base import Loss
 from clipkit.optim import Optim
 from clipkit.towers.scale import LogitScale
+from clipkit.towers.teacher import Teacher
 from clipkit.towers.towers import Towers
 
 Batch = dict[str, Any]
@@ -29,6 +30,7 @@ class CLIPModule(LightningModule):
         scales: The temperature of each pair of fields, by the pair's name (``image_text``).
         optim: Optimiser and schedule.
         seed: Seeds dropout and the like, anew at each step from (seed, position, rank), so that no generator's state needs saving.
+        teachers: Frozen models whose embeddings join the features; they are no part of the module: not trained, counted, saved or averaged.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class CLIPModule(LightningModule):
         scales: Mapping[str, LogitScale],
         optim: Optim,
         seed: int,
+        teachers: Sequence[Teacher] = (),
     ) -> None:
         super().__init__()
         self.towers = towers
@@ -48,6 +51,7 @@ class CLIPModule(LightningModule):
         self.scales = nn.ModuleDict(dict(scales))
         self.optim = optim
         self.seed = seed
+        self.teachers = tuple(teachers)  # a tuple is no submodule
         self.parts: dict[str, Tensor] = {}
         """Each loss of the last step on this rank, detached."""
         self.guard = Guard(towers.fields())
@@ -58,8 +62,16 @@ class CLIPModule(LightningModule):
         """One step: each tower once, each loss once."""
         features = self.towers(batch)
         self.guard.see(features, batch["key"])
+        for teacher in self.teachers:
+            features |= teacher(batch, self.towers.micro_batch)
         parts = {name: loss(features, batch) for name, loss in self.losses.items()}
         return self.total(parts)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPModule:
+        """Teachers move with the module."""
+        for teacher in self.teachers:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the losses; remembers them, detached, for the logger."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from clipkit.config.base import LocatedErrors, Name, NotNegative, Positive, Real, Spec
+from clipkit.config.base import LocatedErrors, Name, NotNegative, Positive, Real, Spec, Text
 
 Width = Annotated[int, Field(strict=True, ge=1)]
 
@@ -86,7 +86,12 @@ class DistillationSpec(Spec):
     scale: Scale = "shared"
     teacher: tuple[Name, Name] = Field(
         ("teacher_image", "teacher_text"),
-        description="The teacher's embeddings of the two fields: fields of each source, in `.npy` members.",
+        description="The teacher's embeddings of the two fields: fields of each source, in `.npy` members, unless `teacher_model` makes them.",
+    )
+    teacher_model: Text | None = Field(
+        None,
+        description="A live teacher: a frozen model, as in `model.name` or NAME:tag, whose embeddings are computed in the step. It sees the "
+        "student's augmented images at its own size, and must tokenize as the student does.",
     )
     teacher_scale: Positive = Field(100.0, description="The teacher's inverse temperature.")
     prefixes: Prefixes = None
@@ -163,7 +168,7 @@ def paired_fields(spec: AnyLossSpec) -> tuple[str, ...]:
 
 def stored_fields(spec: AnyLossSpec) -> tuple[str, ...]:
     """The fields of the sources that a loss reads beside what it pairs."""
-    return spec.teacher if isinstance(spec, DistillationSpec) else ()
+    return spec.teacher if isinstance(spec, DistillationSpec) and spec.teacher_model is None else ()
 
 
 def move_loss(tree: Any) -> Any:

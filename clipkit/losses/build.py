@@ -30,7 +30,7 @@ from clipkit.losses.sogclr import SogCLR
 from clipkit.losses.triplet import Triplet
 
 EXCHANGES: dict[str, Callable[[], Exchange]] = {"gather": Gather, "ring": Ring}
-ELSEWHERE = {"kind", "weight", "scale", "bias", "exchange"}
+ELSEWHERE = {"kind", "weight", "scale", "bias", "exchange", "teacher_model"}
 """Fields of specs that are no plain arguments of their loss."""
 
 

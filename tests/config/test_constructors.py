@@ -51,7 +51,7 @@ PAIRS = [
     (RepeatSpec, Repeat, set(), set()),
     (InfoNCESpec, InfoNCE, {"scale", "tile"}, {"kind", "weight", "scale"}),
     (SigmoidSpec, Sigmoid, {"scale", "tile", "bias"}, {"kind", "weight", "scale", "bias"}),
-    (DistillationSpec, Distillation, {"scale", "tile"}, {"kind", "weight", "scale"}),
+    (DistillationSpec, Distillation, {"scale", "tile"}, {"kind", "weight", "scale", "teacher_model"}),
     (TripletSpec, Triplet, set(), {"kind", "weight"}),
     (MutualInformationSpec, MutualInformation, {"scale"}, {"kind", "weight", "scale"}),
     (SLIPSpec, SLIP, {"width"}, {"kind", "weight"}),
