@@ -215,12 +215,17 @@ def reduce_scatter_rows(x: Tensor, sizes: Sequence[int]) -> Tensor:
     return reduce_scatter_rows_async(x, sizes).wait()
 
 
-def pass_on(tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
-    """Send contiguous tensors, of the same shapes on every rank, to the next rank of the ring; what comes is the rank before's."""
+def pass_on(tensors: Sequence[Tensor], into: Tensor | None = None) -> Pending[list[Tensor]]:
+    """Send contiguous tensors, of the same shapes on every rank, to the next rank of the ring; what comes is the rank before's.
+
+    Args:
+        tensors: What goes.
+        into: Memory that nobody needs, of the first tensor's shape: the first that comes is put there.
+    """
     if world_size() == 1:
         return Pending(None, lambda: list(tensors))
     after, before = (rank() + 1) % world_size(), (rank() - 1) % world_size()
-    received = [torch.empty_like(x) for x in tensors]
+    received = [into if into is not None and x is tensors[0] else torch.empty_like(x) for x in tensors]
     sends = [dist.P2POp(dist.isend, x, after) for x in tensors]
     receives = [dist.P2POp(dist.irecv, x, before) for x in received]
     return Pending(dist.batch_isend_irecv([*sends, *receives]), lambda: received)

@@ -80,7 +80,7 @@ def loss_cost(
     elif not alone:
         hops = (ranks - 1) * (2 if two_sided else 1)  # of the features; the gradients come home with one more
         ring = (hops + ranks) * block
-        memory += min(ranks, 4) * block
+        memory += 2 * block  # one on its way and one of gradients; the third, which goes home, is this rank's gradient
     if not two_sided:
         memory = max(
             memory, 2 * block

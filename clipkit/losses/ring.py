@@ -16,7 +16,7 @@ from clipkit.losses.exchange import Block, Exchange, Journey, padded
 
 
 class Ring(Exchange):
-    """One block of columns on each rank at a time."""
+    """One block of columns on each rank at a time: three in memory, with the one on its way and the gradients."""
 
     def journey(
         self, y: Tensor, beside: Sequence[Tensor], sizes: Sequence[int], *, gradient: bool, kept: Sequence[Tensor] = ()
@@ -30,20 +30,24 @@ class _Round(Journey):
         self.sizes = sizes
         self.held = [padded(x, max(sizes)).contiguous() for x in (y, *beside)]
         self.sums = self.held[0].new_zeros(self.held[0].shape) if gradient else None
+        self.ours = self.held[0] is not y and self.held[0].data_ptr() != y.data_ptr()  # else nothing may overwrite it
 
     def __iter__(self) -> Iterator[Block]:
         world, rank = distributed.world_size(), distributed.rank()
+        free: Tensor | None = None  # a block that nobody needs: what comes next is put there
         for hop in range(world):
             owner = (rank - hop) % world
             rows = self.sizes[owner]
-            coming = distributed.pass_on(self.held) if hop < world - 1 else None
+            coming = distributed.pass_on(self.held, free) if hop < world - 1 else None
             features, *beside = (x[:rows] for x in self.held)
             sums = None if self.sums is None else self.sums[:rows]
             yield Block(sum(self.sizes[:owner]), features, beside, sums)
-            if self.sums is not None:  # with the last hop it is home
-                self.sums = distributed.pass_on([self.sums]).wait()[0]
-            if coming is not None:
+            free = self.held[0] if hop > 0 or self.ours else None
+            if coming is not None:  # and what was held has left
                 self.held = coming.wait()
+            if self.sums is not None:  # with the last hop it is home
+                left = self.sums
+                self.sums, free = distributed.pass_on([left], free).wait()[0], left
 
     def gradient(self) -> distributed.Pending[Tensor]:
         assert self.sums is not None

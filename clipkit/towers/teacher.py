@@ -47,10 +47,11 @@ class Teacher(nn.Module):
                 f"{place} does not tokenize as the student does (contexts of {theirs.shape[1]} and {ours.shape[1]} tokens), so it cannot "
                 "read the batch; store its embeddings with the samples (`teacher: [...]`), or take another"
             )
-        self.towers = Towers({"image": pair.image, "text": pair.text}).requires_grad_(False).eval()
+        self.towers = Towers({"image": pair.image, "text": pair.text}).requires_grad_(False)
         self.names = names
         size = pair.preprocess["size"]
         self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.eval()
         self._trims = pair.text.lengths(theirs) == student.text.lengths(ours)
 
     def train(self, mode: bool = True) -> Teacher:
