@@ -1,7 +1,9 @@
-"""Non-finite numbers never reach the weights, and no step waits to hear of them.
+"""Non-finite numbers never reach the weights, and no step waits to hear of them; nor do rows of zero norm, which have no direction.
 
 The flag stays on the device: the gradient's norm, which all ranks share after their all-reduce, tells fused AdamW (``found_inf``) to leave
-weights, moments and learning rate as they are. Which rank and which samples brought it is kept beside it and read when a window is logged.
+weights, moments and learning rate as they are. A zero row makes the loss NaN on its rank, so that every rank skips the step: its gradient
+through the normalisation would be finite, huge and meaningless. Which rank and which samples brought it is kept beside it and read when a
+window is logged.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ class Skipped:
     Args:
         steps: How many were skipped.
         first: The first of them, counted from 1.
-        culprits: Per rank that had non-finite features in a step: rank, step, field, keys of the first samples.
+        culprits: Per rank that had features not finite or of zero norm in a step: rank, step, field, keys of the first samples.
     """
 
     steps: int
@@ -35,7 +37,7 @@ class Skipped:
 
     def __str__(self) -> str:
         some = [
-            f"rank {rank}, step {step}: {field} features of {', '.join(keys)}"
+            f"rank {rank}, step {step}: {field} features, not finite or of zero norm, of {', '.join(keys)}"
             for rank, step, field, keys in self.culprits
         ]
         whence = "; ".join(some) if some else "features were finite on every rank, so it arose in the backward pass"
@@ -58,13 +60,21 @@ class Guard:
         self._rows: list[dict[str, Tensor]] = []
         self._flags: list[Tensor] = []
 
-    def see(self, features: Mapping[str, Features], keys: Sequence[str]) -> None:
-        """Note which rows of a step's features (B, D) are not finite; nothing is read back."""
+    def see(self, features: Mapping[str, Features], keys: Sequence[str]) -> Tensor:
+        """Note which rows of a step's features (B, D) are not finite or all zero; nothing is read back.
+
+        Returns:
+            The loss's factor, a scalar on the device: 1, or NaN if a row is all zero.
+        """
         with torch.no_grad():
-            self._rows.append(
-                {name: ~features[name].pooled.sum(1).isfinite() for name in self.fields if name in features}
-            )
-        self._keys.append(list(keys))
+            watched = {name: features[name].pooled for name in self.fields if name in features}
+            empty = {name: ~x.any(1) for name, x in watched.items()}
+            self._rows.append({name: ~x.sum(1).isfinite() | empty[name] for name, x in watched.items()})
+            self._keys.append(list(keys))
+            if not empty:
+                return torch.ones(())
+            zero = torch.stack([rows.any() for rows in empty.values()]).any()
+            return torch.where(zero, torch.nan, 1.0)
 
     def hold(self, optimizer: Any, norm: Tensor) -> None:
         """Let the optimiser skip its update on the device unless the gradient's norm is finite.

@@ -61,11 +61,11 @@ class CLIPModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: each tower once, each loss once."""
         features = self.towers(batch)
-        self.guard.see(features, batch["key"])
+        sound = self.guard.see(features, batch["key"])
         for teacher in self.teachers:
             features |= teacher(batch, self.towers.micro_batch)
         parts = {name: loss(features, batch) for name, loss in self.losses.items()}
-        return self.total(parts)
+        return self.total(parts) * sound
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPModule:
         """Teachers move with the module."""

@@ -28,6 +28,40 @@ def test_steps_rows_and_keys_are_named():
     assert guard.take(5) is None
 
 
+def test_a_zero_row_makes_its_rank_s_loss_nan_and_is_named():
+    guard, image = Guard(["image", "text"]), torch.ones(3, 2)
+    whole = {"image": Features(image), "text": Features(torch.tensor([[1.0, -1.0]] * 3))}
+    assert guard.see(whole, list("abc")) == 1  # a sum of zero is no norm of zero
+    image[2] = 0
+    assert guard.see(whole, list("abc")).isnan()
+    for norm in (1.0, float("nan")):
+        guard.hold(Optimizer(), torch.tensor(norm))
+    found = guard.take(2)
+    assert found.culprits == [(0, 2, "image", ["c"])]
+    assert "zero norm, of c" in str(found)
+
+
+def test_a_step_with_a_zero_row_trains_nothing(config, tmp_path, capsys, monkeypatch):  # noqa: F811
+    from clipkit.towers.towers import Towers
+
+    encode = Towers.forward
+
+    def spoilt(self, batch):
+        features = encode(self, batch)
+        if batch["position"] == 16 * 4:
+            rows = torch.arange(len(features["text"].pooled))[:, None] != 1
+            features["text"] = Features(features["text"].pooled * rows)
+        return features
+
+    monkeypatch.setattr(Towers, "forward", spoilt)
+    run = clipkit.fit(config, {"run": str(tmp_path / "run")})
+    assert (
+        "(the first: step 5); rank 0, step 5: text features, not finite or of zero norm, of " in capsys.readouterr().err
+    )
+    state = torch.load(run.folder / "checkpoints" / "12" / "state.pt", weights_only=True)
+    assert {int(part["step"]) for part in state["optimizer_states"][0]["state"].values()} == {11}
+
+
 def test_without_a_culprit_the_backward_pass_is_named():
     guard = Guard(["image"])
     guard.see({"image": Features(torch.ones(2, 2))}, ["a", "b"])
