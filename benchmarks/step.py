@@ -2,11 +2,13 @@
 
 Both train the same architecture from random weights on the same batch, in turn, in one process: uint8 images and captions of lognormal length
 (mean 14 words' tokens, sigma 0.5, cut at 77). The peer is open_clip's own model, ``ClipLoss`` and AdamW in the few lines of its training
-loop, rebuilt here; its images arrive normalised. A share is what the rate loses when that measure alone is switched off.
+loop, rebuilt here; its images arrive normalised. ``--device cuda`` (the default where there is one): both under bf16 autocast, the clock
+read after the device is done. A share is what the rate loses when that measure alone is switched off.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
-from common import figure, finish, quick
+from common import cpu_name, figure, finish
 from torch import Tensor
 
 from clipkit.losses.infonce import InfoNCE
@@ -43,9 +45,14 @@ def captions(pairs: int, vocabulary: int, seed: int = 0) -> Tensor:
     return tokens
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Bf16 on a GPU, as both trainers run there; nothing on a CPU."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=True)
+
+
 def open_clip_step(name: str, images: Tensor, tokens: Tensor) -> Step:
     """open_clip's model, loss and optimiser, as its trainer puts them together."""
-    model = open_clip.create_model(name, output_dict=True).train()
+    model = open_clip.create_model(name, output_dict=True).train().to(images.device)
     loss = open_clip.ClipLoss()
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -55,8 +62,10 @@ def open_clip_step(name: str, images: Tensor, tokens: Tensor) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        out = model(ready, tokens)
-        loss(out["image_features"], out["text_features"], out["logit_scale"]).backward()
+        with autocast(images.device):
+            out = model(ready, tokens)
+            total = loss(out["image_features"], out["text_features"], out["logit_scale"])
+        total.backward()
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
@@ -79,20 +88,23 @@ def clipkit_step(
         scales={"image_text": scale},
         optim=optim,
         seed=0,
-    ).train()
+    )
+    module.train().to(images.device)
     optimizer: Any = module.configure_optimizers()
     if not fused:
         optimizer = _unfused(optimizer)
-    numbers = torch.arange(len(images))
+    numbers = torch.arange(len(images), device=images.device)
+    on_cpu = {"image": images, "text": tokens.cpu()}  # where training reads the lengths
     batch = {"image": images, "text": tokens, "key": [""] * len(images), "id": numbers, "position": 0}
     batch["content"] = {"image": numbers, "text": numbers}
 
     def step() -> None:
         optimizer.zero_grad()
-        lengths = towers.lengths(batch)
+        lengths = towers.lengths(on_cpu)
         if not parts:  # one part, cut to the longest
             lengths = {field: [max(found)] * len(found) for field, found in lengths.items()}
-        loss = module.training_step(batch | {"lengths": lengths if trimmed else {}}, 0)
+        with autocast(images.device):
+            loss = module.training_step(batch | {"lengths": lengths if trimmed else {}}, 0)
         loss.backward()
         module.configure_gradient_clipping(optimizer)
         optimizer.step()
@@ -108,9 +120,12 @@ def _unfused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def seconds(step: Step) -> float:
-    """Of one step."""
+    """Of one step, to the end of what it gave the device to do."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else (lambda: None)
+    wait()
     started = time.perf_counter()
     step()
+    wait()
     return time.perf_counter() - started
 
 
@@ -125,14 +140,14 @@ def compare(steps: dict[str, Step], repetitions: int) -> dict[str, list[float]]:
     return times
 
 
-def measure(name: str, pairs: int, repetitions: int, shares: bool) -> dict[str, dict[str, float]]:
+def measure(name: str, pairs: int, repetitions: int, shares: bool, device: torch.device) -> dict[str, dict[str, float]]:
     """Figures of one architecture."""
     size = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
     vocabulary = open_clip.get_model_config(name)["text_cfg"]["vocab_size"]
     images = torch.randint(
         0, 256, (pairs, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    tokens = captions(pairs, vocabulary)
+    images, tokens = images.to(device), captions(pairs, vocabulary).to(device)
     steps = {"open_clip": open_clip_step(name, images, tokens), "clipkit": clipkit_step(name, images, tokens)}
     without = {"trimming": {"trimmed": False}, "parts": {"parts": False}, "fused": {"fused": False}}
     if shares:
@@ -149,12 +164,19 @@ def measure(name: str, pairs: int, repetitions: int, shares: bool) -> dict[str, 
 
 def main() -> int:
     """ViT-B-32 at batch 64, 7 steps, B-16 and L-14 beside it (``--quick``: ViT-B-32 at batch 8 alone, 5 steps, without the shares)."""
-    short = quick(__doc__ or "")
-    figures = measure("ViT-B-32", 8 if short else 64, 5 if short else 7, shares=not short)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="batch 8, ViT-B-32 alone, without the shares")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    options = parser.parse_args()
+    short, device = options.quick, torch.device(options.device)
+    figures = measure("ViT-B-32", 8 if short else 64, 5 if short else 7, shares=not short, device=device)
     if not short:
         for name, key in (("ViT-B-16", "b16"), ("ViT-L-14", "l14")):
-            figures[f"rate_ratio_{key}"] = measure(name, 16, 3, shares=False)["rate_ratio"]
-    return finish("step", peer=f"open_clip {open_clip.__version__}'s model, ClipLoss and loop", figures=figures)
+            figures[f"rate_ratio_{key}"] = measure(name, 16, 3, shares=False, device=device)["rate_ratio"]
+    ran_on = torch.cuda.get_device_name() if device.type == "cuda" else cpu_name()
+    return finish(
+        "step", peer=f"open_clip {open_clip.__version__}'s model, ClipLoss and loop", figures=figures, device=ran_on
+    )
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ class CLIPModule(LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CLIPModule:
         """Teachers move with the module."""
         for teacher in self.teachers:
-            teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+            teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def total(self, parts: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of the losses; remembers them, detached, for the logger."""
