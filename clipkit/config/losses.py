@@ -105,6 +105,11 @@ class TripletSpec(Spec):
     weight: Weight = 1.0
     pair: Pair = ("image", "text")
     margin: Positive = Field(0.2, description="By how much a pair's cosine shall be above its hardest negative's.")
+    warmup: Annotated[int, Field(strict=True, ge=0)] = Field(
+        0,
+        description="Samples at the start in which the mean over all negatives stands for the hardest, which collapses "
+        "from random weights; VSE-infinity takes an epoch.",
+    )
 
 
 class MutualInformationSpec(Spec):

@@ -35,6 +35,17 @@ def triplet(x, y, margin):
     return hinge.mean()
 
 
+def triplet_of_all(x, y, margin):
+    """VSE++, equation 5, one negative at a time, over their number."""
+    similar, n, total = x @ y.T, len(x), 0.0
+    for i in range(n):
+        for k in range(n):
+            if k != i:
+                total = total + (margin - similar[i, i] + similar[i, k]).clamp_min(0)
+                total = total + (margin - similar[i, i] + similar[k, i]).clamp_min(0)
+    return total / (n * (n - 1))
+
+
 def smoothed(x, y, scale, smoothing):
     """Cross entropy with torch's own label smoothing, both ways."""
     logits, target = scale * x @ y.T, torch.arange(len(x))

@@ -30,6 +30,7 @@ LOSSES = {
     "distillation": lambda t: Distillation(t.forward, teacher_scale=50.0, tile=5),
     "distillation_ring": lambda t: Distillation(t.forward, prefixes=PREFIXES, exchange=Ring(), tile=5),
     "triplet": lambda t: Triplet(),
+    "triplet_warmup": lambda t: Triplet(warmup=1),
     "infonce_bound": lambda t: MutualInformation(t.forward, bound="infonce"),
     "dv": lambda t: MutualInformation(t.forward, bound="dv"),
     "smile": lambda t: MutualInformation(t.forward, bound="smile", clip=2.0),
@@ -48,7 +49,11 @@ class Pair(torch.nn.Module):
         torch.manual_seed(0)
         self.image, self.text = torch.nn.Linear(12, 8), torch.nn.Linear(12, 8)
         self.scale = LogitScale(log_scale, bias=-2.0 if name.startswith("sigmoid") else None)
-        if name in ("triplet", "slip"):  # they know no temperature, and DDP waits for a gradient of all that train
+        if name in (
+            "triplet",
+            "triplet_warmup",
+            "slip",
+        ):  # they know no temperature, and DDP waits for a gradient of all that train
             self.scale.requires_grad_(False)
         self.loss = LOSSES[name](self.scale)
 
@@ -71,7 +76,7 @@ def loss_and_gradients(model, x, y, label, start, steps=1):
     """The last of some steps, each on the inputs turned round."""
     for step in range(steps):
         model.zero_grad()
-        batch = {"id": torch.arange(start, start + len(x)), "label": label}
+        batch = {"id": torch.arange(start, start + len(x)), "label": label, "position": 0}
         batch |= {"teacher_image": x[:, :5].float(), "teacher_text": y[:, :5].float()}
         loss = model(x * (-1) ** step, y, batch)
         loss.backward()

@@ -80,6 +80,19 @@ def test_distillation(tile, scale):
 def test_triplet(tile):
     x, y = unit(8, 3, 0), unit(8, 3, 1)
     same(triplet(x, y, margin=0.2, tile=tile), slow.triplet(x, y, 0.2), (x, y))
+    same(triplet(x, y, margin=0.2, negatives="mean", tile=tile), slow.triplet_of_all(x, y, 0.2), (x, y))
+
+
+def test_the_triplet_loss_warms_up_over_all_negatives_by_position():
+    x, y = unit(6, 4, 0).detach(), unit(6, 4, 1).detach()
+    features = {"image": Features(x), "text": Features(y)}
+    loss, mean, hardest = Triplet(warmup=100), slow.triplet_of_all(x, y, 0.2), slow.triplet(x, y, 0.2)
+    for position, want in ((0, mean), (99, mean), (100, hardest), (1000, hardest)):
+        torch.testing.assert_close(loss(features, {"position": position}), want)
+    torch.testing.assert_close(loss.eval()(features, {"position": 0}), hardest)
+    assert not loss.state_dict()
+    with pytest.raises(ValueError, match="`position`, which is missing"):
+        loss.train()(features, {})
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -186,6 +199,7 @@ def test_zeros_are_vectors_and_nan_stays_nan():
         infonce(zeros, y, scale),
         infonce(zeros, y, scale, prefixes=Prefixes((2, 3), (1.0, 1.0))),
         triplet(zeros, y),
+        triplet(zeros, y, negatives="mean"),
     ):
         assert loss.isfinite()
         assert torch.autograd.grad(loss, zeros)[0].isfinite().all()
@@ -195,6 +209,7 @@ def test_zeros_are_vectors_and_nan_stays_nan():
         infonce(x, broken, scale),
         sigmoid(x, broken, scale, bias),
         mutual_information(x, broken, scale, bound="dv"),
+        triplet(x, broken, negatives="mean"),
     ):
         assert loss.isnan()
 
@@ -250,6 +265,9 @@ ONE = torch.ones(())
         (lambda: mutual_information(X[:1], X[:1], ONE), "at least 2 pairs"),
         (lambda: MutualInformation(lambda: ONE, bound="mine"), "infonce, dv or smile"),
         (lambda: Triplet(margin=0.0), "above 0"),
+        (lambda: Triplet(warmup=-1), "warmup must be a number of samples"),
+        (lambda: triplet(X, X, negatives="semi"), "hardest or mean"),
+        (lambda: triplet(X, X[:, :2], negatives="mean"), "pairs rows"),
         (lambda: Triplet()({"image": Features(X)}, {}), "'text', which no tower makes"),
         (lambda: Distillation(lambda: ONE)({"image": Features(X), "text": Features(X)}, {}), "'teacher_image'"),
         (lambda: SogCLR(lambda: ONE, 4, gamma=0.0), "gamma"),

@@ -1,8 +1,4 @@
-"""Each loss alone teaches two small towers something about drawings that they have not seen.
-
-Triplet is not among them: with the hardest negative from random weights it collapses, as VSE++ (section 4) warns; it is for towers that know
-something already.
-"""
+"""Each loss alone teaches two small towers something about drawings that they have not seen."""
 
 import json
 
@@ -18,6 +14,7 @@ from clipkit.losses.mutual_information import MutualInformation
 from clipkit.losses.sigmoid import Sigmoid, start_bias
 from clipkit.losses.slip import SLIP
 from clipkit.losses.sogclr import SogCLR
+from clipkit.losses.triplet import Triplet
 from clipkit.towers.base import Features
 from clipkit.towers.scale import LogitScale
 
@@ -46,6 +43,7 @@ LOSSES = {
     "dv": lambda t: MutualInformation(t.forward, bound="dv"),
     "smile": lambda t: MutualInformation(t.forward, bound="smile"),
     "sogclr": lambda t: SogCLR(t.forward, TRAIN, rho=1.0),
+    "triplet": lambda t: Triplet(warmup=100 * 512),  # hardest-negative alone collapses from random weights
     "slip": lambda t: SLIP(32, hidden=64, out=32),
 }
 
@@ -117,7 +115,7 @@ def trained(name, train):
             features |= {
                 f"image_view{k}": Features(F.normalize(towers.image(view), dim=1)) for k, view in enumerate(views, 1)
             }
-        batch = {"id": rows}
+        batch = {"id": rows, "position": step * size}
         for field, values in zip(("teacher_image", "teacher_text"), teacher, strict=False):
             batch[field] = values[rows].detach()
         optimizer.zero_grad()
