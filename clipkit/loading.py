@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
-from clipkit.towers.model_files import read_config_file
-from clipkit.towers.open_clip import CONFIG_FILE, OpenClipPair, build_pair, pair_from_config, pair_of_run
+from clipkit.towers.model_files import CONFIG_FILE, read_config_file
+from clipkit.towers.open_clip import OpenClipPair, build_pair, pair_from_config, pair_of_run
 from clipkit.towers.open_clip_run import trained_model
 
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")

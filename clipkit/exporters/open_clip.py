@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.candidate import Candidate
-from clipkit.towers.open_clip import TEXT_CONFIG
+from clipkit.towers.model_files import TEXT_CONFIG
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+CONFIG_FILE = "open_clip_config.json"
+TEXT_CONFIG = "text_tower"  # folder with the configuration of a Hugging Face text tower, in an exported folder
 _TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
@@ -76,3 +80,20 @@ def refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:
             f"{name}: text_cfg.tokenizer_kwargs holds {', '.join(unknown)}, which is not taken from a configuration; "
             f"allowed: {', '.join(sorted(_TOKENIZER_OPTIONS))}"
         )
+
+
+@contextlib.contextmanager
+def text_tower_at_hand(path: Path, stored: dict[str, Any]) -> Iterator[Path]:
+    """The folder, or one of links to its files that names ``TEXT_CONFIG`` as the text tower's source instead of the hub."""
+    if not (path / TEXT_CONFIG / "config.json").is_file():
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file in path.iterdir():
+            if file.name != CONFIG_FILE:
+                (folder / file.name).symlink_to(file.resolve())
+        text = stored["model_cfg"]["text_cfg"] | {"hf_model_name": str((path / TEXT_CONFIG).resolve())}
+        changed = stored | {"model_cfg": stored["model_cfg"] | {"text_cfg": text}}
+        (folder / CONFIG_FILE).write_text(json.dumps(changed))
+        yield folder

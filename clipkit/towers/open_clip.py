@@ -24,13 +24,16 @@ from torch import Tensor, nn
 
 from clipkit.towers.base import Features, Tokenize, Tower, unit
 from clipkit.towers.depth import depths
-from clipkit.towers.model_files import read_config_file, read_weights, refuse_tokenizer_code
+from clipkit.towers.model_files import (
+    CONFIG_FILE,
+    read_config_file,
+    read_weights,
+    refuse_tokenizer_code,
+    text_tower_at_hand,
+)
 from clipkit.towers.open_clip_run import TrainedModel
 from clipkit.towers.open_clip_weights import load_open_clip_weights
 from clipkit.towers.resolution import at_resolution
-
-CONFIG_FILE = "open_clip_config.json"
-TEXT_CONFIG = "text_tower"  # folder with the configuration of a Hugging Face text tower, in an exported folder
 
 
 class ImageTower(Tower):
@@ -182,7 +185,7 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
         )
     if (path / CONFIG_FILE).is_file():
         stored = json.loads((path / CONFIG_FILE).read_text())
-        with _text_tower_at_hand(path, stored) as folder:
+        with text_tower_at_hand(path, stored) as folder:
             return _create(f"local-dir:{folder}", None, stored["model_cfg"], place=str(path))
     if name.startswith("hf-hub:"):
         from open_clip.factory import _get_hf_config
@@ -355,23 +358,6 @@ def _create(
     return OpenClipPair(
         image, TextTower(model.text), tokenize, preprocess, config, float(model.logit_scale.detach()), learned_bias
     )
-
-
-@contextlib.contextmanager
-def _text_tower_at_hand(path: Path, stored: dict[str, Any]) -> Iterator[Path]:
-    """The folder, or one of links to its files that names ``TEXT_CONFIG`` as the text tower's source instead of the hub."""
-    if not (path / TEXT_CONFIG / "config.json").is_file():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file in path.iterdir():
-            if file.name != CONFIG_FILE:
-                (folder / file.name).symlink_to(file.resolve())
-        text = stored["model_cfg"]["text_cfg"] | {"hf_model_name": str((path / TEXT_CONFIG).resolve())}
-        changed = stored | {"model_cfg": stored["model_cfg"] | {"text_cfg": text}}
-        (folder / CONFIG_FILE).write_text(json.dumps(changed))
-        yield folder
 
 
 def _trimmable(model: nn.Module) -> str | None:

@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from clipkit.towers.open_clip import CONFIG_FILE, TokenCount, build_tokenizer
+from clipkit.towers.model_files import CONFIG_FILE
+from clipkit.towers.open_clip import TokenCount, build_tokenizer
 from tests.conftest import TINY_MODEL
 
 TEXTS = ["", "a dog", "A red apple, to the LEFT of a green pear!!", "word " * 90, "naïve café 🍎 &amp; 日本", "!"]
