@@ -33,6 +33,7 @@ FLOORS = (
             "run_folder",
             "mismatch",
             "loggers",
+            "strategy",
         },
     ),
     ("4", {"api", "demo", "report"}),
@@ -60,6 +61,7 @@ LEANS_ON = {  # within a floor: who may import whom
         "run_folder",
         "mismatch",
         "loggers",
+        "strategy",
     },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
