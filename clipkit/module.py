@@ -57,7 +57,7 @@ class CLIPModule(LightningModule):
     def configure_model(self) -> None:
         """Spread the towers over the ranks where the strategy asks for it (FSDP2); scales and losses stay whole on each."""
         if self.device_mesh is not None and not self.towers.sharded:
-            self.towers.shard(self.device_mesh)
+            self.towers.shard(self.device_mesh["data_parallel"])  # of two dimensions, FSDP2 would copy over the first
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: each tower once, each loss once."""
