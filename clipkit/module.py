@@ -57,6 +57,8 @@ class CLIPModule(LightningModule):
     def configure_model(self) -> None:
         """Spread the towers over the ranks where the strategy asks for it (FSDP2); scales and losses stay whole on each."""
         if self.device_mesh is not None and not self.towers.sharded:
+            for whole in (self.scales, self.losses):  # as DDP does for all it holds
+                distributed.take_from_rank_0(whole)
             self.towers.shard(self.device_mesh["data_parallel"])  # of two dimensions, FSDP2 would copy over the first
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -128,7 +128,7 @@ class Towers(nn.Module):
             parts.append(tower(chunk) if self._whole(most) else self._checkpointed(tower, chunk))
         for _ in range(
             missing
-        ):  # other ranks have more rows and wait for this one; cut off again, so its gradient is zero
+        ):  # a rank with more rows waits for this one; cut off again, so that its gradient is zero
             idle = x.new_zeros((1, *x.shape[1:]))
             parts.append(tower(idle) if self._whole(most) else self._checkpointed(tower, idle))
         pooled = torch.cat([part.pooled for part in parts])[: len(x)]
