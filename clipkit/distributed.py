@@ -309,12 +309,12 @@ def is_spread(x: Tensor) -> bool:
 
 def local(x: Tensor) -> Tensor:
     """This rank's share of a spread tensor, the same memory; any other tensor as it is."""
-    return x._local_tensor if is_spread(x) else x  # type: ignore[attr-defined,no-any-return]
+    return x._local_tensor if is_spread(x) else x  # type: ignore[attr-defined]
 
 
 def full(x: Tensor) -> Tensor:
     """The whole of a spread tensor; all ranks call it together. Any other tensor as it is."""
-    return x.detach().full_tensor() if is_spread(x) else x  # type: ignore[attr-defined,no-any-return]
+    return x.detach().full_tensor() if is_spread(x) else x  # type: ignore[attr-defined]
 
 
 def spread_like(x: Tensor, like: Tensor) -> Tensor:
@@ -333,7 +333,7 @@ def average_unspread_(gradients: Sequence[Tensor]) -> None:
     if not plain or world_size() == 1:
         return
     flat = all_reduce_(torch.cat([x.reshape(-1) for x in plain])) / world_size()
-    for x, mean in zip(plain, flat.split([x.numel() for x in plain]), strict=True):
+    for x, mean in zip(plain, torch.split(flat, [x.numel() for x in plain]), strict=True):
         x.copy_(mean.view_as(x))
 
 
