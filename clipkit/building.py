@@ -357,6 +357,11 @@ def _name_batchnorm(towers: Towers, config: RunConfig) -> None:
     names = batchnorm_names(towers)
     if not names:
         return
+    if config.trainer.strategy == "fsdp2":
+        raise ValueError(
+            f"trainer.strategy=fsdp2: {len(names)} batch norms (the first: {names[0]}), whose statistics would drift apart between ranks; "
+            "set trainer.strategy=ddp, or take a model without them"
+        )
     line = f"{len(names)} batch norms (the first: {names[0]}): statistics are per rank and per micro-batch"
     if config.trainer.micro_batch is not None and not config.trainer.allow_batchnorm:
         raise ValueError(

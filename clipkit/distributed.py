@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 _REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -249,6 +249,106 @@ def cpu_group() -> Any:
 def all_reduce_max_async(x: Tensor, group: Any) -> Any:
     """Start a maximum over ranks of a CPU tensor in place; returns a handle with ``wait()`` or None."""
     return dist.all_reduce(x, op=dist.ReduceOp.MAX, group=group, async_op=True) if group is not None else None
+
+
+def take_from_rank_0(module: nn.Module) -> None:
+    """Give every rank the weights and buffers of rank 0; all ranks call it together."""
+    for tensor in module.state_dict().values() if world_size() > 1 else ():
+        dist.broadcast(tensor, src=0)
+
+
+def shard(module: nn.Module, mesh: Any) -> None:
+    """Spread a module's weights over the ranks of ``mesh`` (FSDP2), layer by layer; rank 0's are taken.
+
+    The layers are the outermost modules in a ``ModuleList`` or ``Sequential`` that have modules of their own. Between forwards
+    each rank holds its share of every weight; gradients are averaged over ranks as they are spread.
+
+    Raises:
+        ValueError: If the mesh has more than one dimension: FSDP2 would copy weights over the first and spread them over the last.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    if mesh.ndim != 1:
+        raise ValueError(f"weights are spread over one dimension of a mesh, got {mesh.ndim}; name one")
+    take_from_rank_0(module)
+    layers: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for parent in module.modules():
+        if isinstance(parent, nn.ModuleList | nn.Sequential) and parent not in inside:
+            found = [child for child in parent if len(list(child.children())) and len(list(child.parameters()))]
+            layers += found
+            inside.update(part for child in found for part in child.modules())
+    for layer in dict.fromkeys(layers):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+@contextlib.contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Inside, every rank holds all weights below ``module``, and may run as many forwards as it likes; all ranks enter together."""
+    if not any(is_spread(parameter) for parameter in module.parameters()):
+        yield
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    layers = [child for child in module.modules() if isinstance(child, FSDPModule)]
+    for layer in layers:
+        layer.set_reshard_after_forward(False, recurse=False)
+        layer.unshard()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.reshard()
+            layer.set_reshard_after_forward(True, recurse=False)
+
+
+def is_spread(x: Tensor) -> bool:
+    """Whether a tensor is spread over ranks. Imports nothing for one that plainly is not: FSDP2 costs a second that others need not pay."""
+    if type(x) in (Tensor, nn.Parameter):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's share of a spread tensor, the same memory; any other tensor as it is."""
+    return x._local_tensor if is_spread(x) else x  # type: ignore[attr-defined]
+
+
+def full(x: Tensor) -> Tensor:
+    """The whole of a spread tensor; all ranks call it together. Any other tensor as it is."""
+    return x.detach().full_tensor() if is_spread(x) else x  # type: ignore[attr-defined]
+
+
+def spread_like(x: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor ``x``, equal on every rank, spread as ``like`` is (as it is where that is not spread)."""
+    if not is_spread(like):
+        return x
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(x.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def average_unspread_(gradients: Sequence[Tensor]) -> None:
+    """Average over ranks, in place and in one all-reduce, those gradients that are not spread (and so were not averaged yet)."""
+    plain = [x for x in gradients if not is_spread(x)]
+    if not plain or world_size() == 1:
+        return
+    flat = all_reduce_(torch.cat([x.reshape(-1) for x in plain])) / world_size()
+    for x, mean in zip(plain, torch.split(flat, [x.numel() for x in plain]), strict=True):
+        x.copy_(mean.view_as(x))
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The 2-norm of all tensors together, spread ones counted whole; a scalar, equal on every rank where the others are."""
+    shares = [local(x) for x in tensors if is_spread(x)]
+    plain = torch.nn.utils.get_total_norm([x for x in tensors if not is_spread(x)])
+    if len(shares) == 0:
+        return plain
+    return (all_reduce_(torch.nn.utils.get_total_norm(shares).square()) + plain.square()).sqrt()
 
 
 def _device() -> torch.device:

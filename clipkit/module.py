@@ -58,6 +58,13 @@ class CLIPModule(LightningModule):
         self.grad_norm = torch.zeros(())
         """Norm of the last step's whole gradient, before clipping."""
 
+    def configure_model(self) -> None:
+        """Spread the towers over the ranks where the strategy asks for it (FSDP2); scales and losses stay whole on each."""
+        if self.device_mesh is not None and not self.towers.sharded:
+            for whole in (self.scales, self.losses):  # as DDP does for all it holds
+                distributed.take_from_rank_0(whole)
+            self.towers.shard(self.device_mesh["data_parallel"])  # of two dimensions, FSDP2 would copy over the first
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: each tower once, each loss once."""
         features = self.towers(batch)
@@ -95,11 +102,14 @@ class CLIPModule(LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """One norm of the whole gradient serves log, guard and clipping."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
-        self.grad_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        if self.device_mesh is not None:
+            distributed.average_unspread_(gradients)
+        self.grad_norm = distributed.total_norm(gradients)
         self.guard.hold(optimizer, self.grad_norm)
         if gradient_clip_val is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, self.grad_norm)
+            shrink = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1)
+            torch._foreach_mul_([distributed.local(x) for x in gradients], shrink)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with its schedule; the scales are clamped right after each step, before anything reads or saves them."""

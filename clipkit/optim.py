@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from clipkit import distributed
+
 Layers = Callable[[str], int]
 """A parameter's name to how many layers lie between it and the output of its tower, 0 for what has no depth."""
 
@@ -56,7 +58,7 @@ class Optim:
         groups = parameter_groups(named, self)
         if not groups:
             raise ValueError("nothing is left to train: every parameter is locked; unlock a tower")
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        optimizer = _LocalAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         optimizer.register_step_pre_hook(lambda it, *_: self.set_rates(it))
         return optimizer
 
@@ -70,6 +72,16 @@ class Optim:
     def factor(self, done: Tensor) -> Tensor:
         """Share of the peak learning rate after ``done`` updates, a scalar."""
         return learning_rate_factor(done, warmup=self.warmup, steps=self.steps, schedule=self.schedule)
+
+
+class _LocalAdamW(torch.optim.AdamW):
+    """AdamW that updates each rank's share of spread weights in one fused call with the others."""
+
+    def _init_group(self, group: Any, *lists: Any, **more: Any) -> Any:
+        found = super()._init_group(group, *lists, **more)  # type: ignore[no-untyped-call]
+        for tensors in (*lists, *more.values()):
+            tensors[:] = [distributed.local(x) for x in tensors]
+        return found
 
 
 def updates(optimizer: torch.optim.Optimizer) -> Tensor:

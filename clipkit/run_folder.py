@@ -28,6 +28,7 @@ MAY_CHANGE = (
     "data.cache",  # and data.cache_size
     "data.trace",
     "trainer.devices",
+    "trainer.strategy",
     "trainer.nodes",
     "checkpoint.",
     "evaluate.every",

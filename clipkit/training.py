@@ -58,6 +58,7 @@ from clipkit.run_folder import (
     stopped_early,
     write_stopped,
 )
+from clipkit.strategy import strategy_of
 from clipkit.towers.open_clip import OpenClipPair
 
 Tasks = Callable[[], dict[str, Any]] | None
@@ -258,7 +259,6 @@ def _trainer(
     run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any], micro_batch: int | None
 ) -> tuple[Any, FolderCheckpointIO]:
     from lightning.pytorch import Trainer
-    from lightning.pytorch.strategies import DDPStrategy
 
     config = run.config
     world = run.ranks[0] * run.ranks[1]
@@ -268,7 +268,7 @@ def _trainer(
         accelerator="gpu" if uses_gpu(config) else "cpu",
         devices=run.ranks[0],
         num_nodes=run.ranks[1],
-        strategy=DDPStrategy(find_unused_parameters=False) if world > 1 else "auto",
+        strategy=strategy_of(config.trainer.strategy, world),
         precision=config.trainer.precision,
         max_epochs=1,
         logger=False,

@@ -33,7 +33,11 @@ FLOORS = (
             "run_folder",
             "mismatch",
             "loggers",
+<<<<<<< HEAD
             "teachers",
+=======
+            "strategy",
+>>>>>>> fsdp
         },
     ),
     ("4", {"api", "demo", "report"}),
@@ -62,6 +66,7 @@ LEANS_ON = {  # within a floor: who may import whom
         "run_folder",
         "mismatch",
         "loggers",
+        "strategy",
     },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late

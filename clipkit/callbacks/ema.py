@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from clipkit import distributed
 from clipkit.module import CLIPModule
 
 
@@ -26,7 +27,7 @@ class Ema(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by the parameters' names."""
-        return {"weights": self.weights}
+        return {"weights": {name: distributed.full(x) for name, x in self.weights.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from them."""
@@ -36,8 +37,9 @@ class Ema(Callback):
         """Begin with the weights as they are, or with what a checkpoint held."""
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                kept = self.weights.get(name, parameter.detach())
-                self.weights[name] = kept.to(parameter.device, copy=True)
+                kept = self.weights.get(name)
+                start = parameter.detach() if kept is None else distributed.spread_like(kept, parameter)
+                self.weights[name] = start.to(parameter.device, copy=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,8 +47,10 @@ class Ema(Callback):
         """Move towards the weights."""
         assert isinstance(pl_module, CLIPModule)
         with torch.no_grad():
-            weights: list[Tensor] = [p for name, p in pl_module.named_parameters() if name in self.weights]
-            averages = list(self.weights.values())
+            weights: list[Tensor] = [
+                distributed.local(p) for name, p in pl_module.named_parameters() if name in self.weights
+            ]
+            averages = [distributed.local(x) for x in self.weights.values()]
             moved = list(torch._foreach_sub(weights, averages))
             torch._foreach_mul_(moved, (1 - self.decay) * (1 - pl_module.guard.flag))
             torch._foreach_add_(averages, moved)

@@ -76,6 +76,7 @@ class Evaluate(Callback):
         step = trainer.global_step
         self.figures.clear()
         assert self.tasks is not None
-        self.figures.update(self.tasks())
+        with distributed.gathered(trainer.lightning_module):  # a rank may have more to encode than another
+            self.figures.update(self.tasks())
         self.metrics.write(trainer, step, self.figures)
         say(f"evaluated at step {step} on {distributed.world_size()} rank(s)")

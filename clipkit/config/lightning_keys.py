@@ -55,7 +55,7 @@ REFUSED = {
     "plugins": "objects cannot come from a file, and checkpoints and precision are clipkit's to keep exact",
     "precision": "write `trainer.precision`",
     "reload_dataloaders_every_n_epochs": "to Lightning a run is one epoch; the data plan counts epochs",
-    "strategy": "clipkit chooses it: the exact gradient is proven for the one it takes",
+    "strategy": "trainer.strategy chooses among those that the exact gradient is proven for",
     "use_distributed_sampler": "the data plan deals samples to the ranks; a second sampler would deal them again",
     "val_check_interval": _WHEN,
 }

@@ -158,6 +158,9 @@ def _arithmetic_faults(config: RunConfig) -> list[Fault]:
                 f"is no multiple of the {ranks} ranks (trainer.devices x trainer.nodes); take {near}",
             )
         )
+    if trainer.strategy == "fsdp2" and trainer.compile:
+        message = "does not go with trainer.strategy=fsdp2, which is not proven there; leave it out, or take ddp"
+        faults.append((("trainer", "compile"), message))
     warmup, length = config.optim.warmup, trainer.length
     if warmup.unit == length.unit and warmup.value > length.value:
         faults.append((("optim", "warmup"), f"is longer than the run ({length})"))

@@ -38,6 +38,10 @@ class TrainerSpec(Spec):
     )
     nodes: Annotated[Count, Field(ge=1)] = Field(1, description="Machines; more than one needs torchrun or srun.")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="Where to compute.")
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        "ddp",
+        description="What several ranks share: ddp, gradients alone; fsdp2, also the memory of the towers' weights, gradients and moments.",
+    )
     precision: Literal["32-true", "bf16-mixed"] = Field(
         "32-true", description="Arithmetic of the towers; the loss is computed in 32 bits in any case."
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from clipkit import distributed
 from clipkit.towers.base import Features, Tower
 
 _MOST_PARTS, _FEWEST_ROWS = 4, 8
@@ -37,6 +38,15 @@ class Towers(nn.Module):
             raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         self.by_field = nn.ModuleDict(dict(towers))
         self.micro_batch = micro_batch
+        self.sharded = False
+        """Whether the towers' weights are spread over ranks: each forward is then one of all ranks together."""
+        self._group: Any = None
+
+    def shard(self, mesh: Any) -> None:
+        """Spread each tower over the ranks of a device mesh."""
+        for field in self.fields():
+            distributed.shard(self[field], mesh)
+        self.sharded, self._group = True, distributed.cpu_group()
 
     def __getitem__(self, field: str) -> Tower:
         """The tower of a field."""
@@ -74,7 +84,21 @@ class Towers(nn.Module):
             Field name to features, rows in the batch's order.
         """
         lengths = batch.get("lengths", {})
-        return {field: self._encode(field, batch[field], lengths.get(field)) for field in self.present(batch)}
+        fields = self.present(batch)
+        most = self._most_rows([len(batch[field]) for field in fields])
+        return {
+            field: self._encode(field, batch[field], lengths.get(field), rows)
+            for field, rows in zip(fields, most, strict=True)
+        }
+
+    def _most_rows(self, rows: list[int]) -> list[int]:
+        """Rows of each field on the rank that has most, where forwards are of all ranks together; else this rank's."""
+        if not self.sharded:
+            return rows
+        most = torch.tensor(rows, dtype=torch.int64)
+        if (work := distributed.all_reduce_max_async(most, self._group)) is not None:
+            work.wait()
+        return [int(count) for count in most.tolist()]
 
     def trimmed(self, batch: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
         """Per field whose lengths are known: tokens that a sample needs, in the mean, and the share of all tokens that is computed."""
@@ -85,23 +109,29 @@ class Towers(nn.Module):
             found[field] = sum(lengths) / max(rows, 1), computed / max(rows * context, 1)
         return found
 
-    def _parts(self, rows: int, lengths: Sequence[int] | None) -> list[list[int]]:
-        """Row numbers of what goes through a tower at one time."""
-        size = self.micro_batch if not self._whole(rows) else _part_size(rows, lengths)
+    def _parts(self, rows: int, lengths: Sequence[int] | None, most: int | None = None) -> list[list[int]]:
+        """Row numbers of what goes through a tower at one time; ``most`` are the rows of the rank that has most."""
+        size = self.micro_batch if not self._whole(most or rows) else _part_size(rows, lengths)
         return list(_slices(rows, size, lengths))
 
-    def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None) -> Features:
+    def _encode(self, field: str, x: Tensor, lengths: Sequence[int] | None, most: int) -> Features:
         tower = self.tower_of(field)
-        slices = self._parts(len(x), lengths)
-        if len(slices) == 1:
+        slices = self._parts(len(x), lengths, most)
+        missing = len(self._parts(most, None if lengths is None else [0] * most, most)) - len(slices)
+        if len(slices) == 1 and not missing and self._whole(most):
             features: Features = tower(_trim(x, lengths, slices[0]))
             return features
         parts: list[Features] = []
         for rows in slices:
             contiguous = x[rows[0] : rows[-1] + 1] if lengths is None else x[torch.tensor(rows, device=x.device)]
             chunk = _trim(contiguous, lengths, rows)
-            parts.append(tower(chunk) if self._whole(len(x)) else self._checkpointed(tower, chunk))
-        pooled = torch.cat([part.pooled for part in parts])
+            parts.append(tower(chunk) if self._whole(most) else self._checkpointed(tower, chunk))
+        for _ in range(
+            missing
+        ):  # a rank with more rows waits for this one; cut off again, so that its gradient is zero
+            idle = x.new_zeros((1, *x.shape[1:]))
+            parts.append(tower(idle) if self._whole(most) else self._checkpointed(tower, idle))
+        pooled = torch.cat([part.pooled for part in parts])[: len(x)]
         if lengths is not None:  # back to the batch's order
             order = torch.tensor([row for rows in slices for row in rows], device=x.device)
             pooled = torch.empty_like(pooled).index_copy(0, order, pooled)
