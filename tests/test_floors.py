@@ -33,11 +33,8 @@ FLOORS = (
             "run_folder",
             "mismatch",
             "loggers",
-<<<<<<< HEAD
             "teachers",
-=======
             "strategy",
->>>>>>> fsdp
         },
     ),
     ("4", {"api", "demo", "report"}),
