@@ -118,9 +118,9 @@ def require_kind(layout: Layout, kind: str, task: str) -> None:
             "classification": "--task zero_shot",
             "retrieval": "--task retrieval",
             "multilabel": "--task multi_label",
-        }.get(layout.kind)
-        cure = f"evaluate it with {other}" if other else "this type is not supported"
-        raise ValueError(f"{layout.root}: dataset_type.txt says {layout.kind}, the task {task} takes {kind}; {cure}")
+        }[layout.kind]
+        says = f"dataset_type.txt says {layout.kind}, the task {task} takes {kind}"
+        raise ValueError(f"{layout.root}: {says}; evaluate it with {other}")
 
 
 def _shards(split: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import pytest
 
 from clipkit.config import ConfigError, load_config
+from clipkit.config.evaluate import ZeroShotSpec
 from clipkit.config.lightning_keys import REFUSED
 
 SMALL = """\
@@ -102,11 +103,11 @@ ONE_FAULT = {
     ],
     "evaluate.tasks={t: {kind: zeroshot, data: x}}": [
         "evaluate.tasks.t.kind = 'zeroshot': not one of the choices; did you mean 'zero_shot'?",
-        "    allowed: zero_shot, retrieval, linear_probe, knn",
+        "    allowed: zero_shot, retrieval, multi_label, compositional, linear_probe, knn",
     ],
     "evaluate.tasks={t: {data: x}}": [
         "evaluate.tasks.t.kind: missing: Which task this is.",
-        "    allowed: zero_shot, retrieval, linear_probe, knn",
+        "    allowed: zero_shot, retrieval, multi_label, compositional, linear_probe, knn",
     ],
     "evaluate.tasks={t: {kind: retrieval, data: x, templates: [a]}}": [
         "evaluate.tasks.t.templates = ['a']: unknown key",
@@ -149,8 +150,8 @@ def test_each_option_of_lightning_that_would_break_a_promise_says_why(report, ke
 def test_best_must_name_a_figure(report):
     text = SMALL + "evaluate: {tasks: {t: {kind: zero_shot, data: d}}}\n"
     assert report(text + "checkpoint:\n  keep_best: 1\n  best: val/t/acc2\n") == [
-        "exp.yaml:10:3: checkpoint.best = 'val/t/acc2': names no figure of this run; one of: val/t/acc1, val/t/acc5, "
-        "val/t/mean_per_class_recall"
+        "exp.yaml:10:3: checkpoint.best = 'val/t/acc2': names no figure of this run; one of: "
+        + ", ".join(f"val/t/{name}" for name in ZeroShotSpec(kind="zero_shot", data="d").figures)
     ]
     assert report(text + "checkpoint:\n  best: val/t/acc1\n") == [
         "exp.yaml:9:3: checkpoint.best = 'val/t/acc1': has no effect while `checkpoint.keep_best` is 0"

@@ -164,7 +164,7 @@ def multilabel(root: Path) -> None:
         (lose_counter, "test: shards without nshards.txt"),
         (break_counter, "nshards.txt: 'two' is no number of shards"),
         (break_type, "dataset_type.txt: unknown type 'segmentation'; known are classification, retrieval"),
-        (multilabel, "says multilabel, the task zero_shot takes classification; this type is not supported"),
+        (multilabel, "says multilabel, the task zero_shot takes classification; evaluate it with --task multi_label"),
     ],
 )
 def test_a_broken_classification_set_is_refused(squares: Squares, harm: Callable[[Path], None], said: str) -> None:

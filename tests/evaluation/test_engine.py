@@ -11,6 +11,7 @@ import torch
 from clip_benchmark.cli import main_build
 
 from clipkit.cli.main import run
+from clipkit.config.evaluate import ZeroShotSpec
 from clipkit.encoder import Encoder, EncoderInfo
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.engine import Question, Setting, evaluate_sets
@@ -156,7 +157,7 @@ def test_the_command_line(squares, tiny_model, tmp_path, capsys):
     for out in ("x.csv", "x.md", "x.json", "all"):
         assert run(["evaluate", str(tiny_model), "--data", str(root), "--out", str(tmp_path / out)]) == 0
     rows = list(csv.DictReader((tmp_path / "x.csv").open()))
-    assert [row["figure"] for row in rows] == ["acc1", "acc5", "mean_per_class_recall", "samples"]
+    assert [row["figure"] for row in rows] == [*ZeroShotSpec(kind="zero_shot", data="x").figures, "samples"]
     assert float(rows[0]["low"]) <= float(rows[0]["value"]) <= float(rows[0]["high"])
     assert "| wds_classification |" in (tmp_path / "x.md").read_text()
     assert json.loads((tmp_path / "x.json").read_text())["metrics"]["samples"] == 10
