@@ -135,11 +135,12 @@ TaskSpec = Annotated[
 ]
 
 
-_SMALLER = re.compile(r"loss|ece|gap|rank|error", re.IGNORECASE)
+_SMALLER = re.compile(r"(?<![a-z])(loss|ece|gap|rank|error|alignment|uniformity)", re.IGNORECASE)
 
 
 def smaller_is_better(figure: str) -> bool:
-    """Whether a figure is best where it is least, by the last part of its name: losses, calibration errors, gaps, ranks.
+    """Whether a figure is best where it is least, by the last part of its name: losses, calibration errors, gaps, ranks,
+    alignment and uniformity.
 
     >>> smaller_is_better("val/loss"), smaller_is_better("val/coco/image_median_rank"), smaller_is_better("val/gap/acc1")
     (True, True, False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +14,13 @@ from typing import Literal
 from clipkit.evaluation.caption_json import open_caption_json
 from clipkit.evaluation.folders import has_captions_beside, open_caption_folder, open_class_folders, open_csv
 from clipkit.evaluation.named_sets import classnames_of, templates_of
+from clipkit.evaluation.pairs import QUESTION_KEYS
 from clipkit.evaluation.samples import ClassificationSet, RetrievalSet, check_templates
 from clipkit.evaluation.shards import find_layout, open_classification_shards, open_retrieval_shards
 
 _log = logging.getLogger(__name__)
 _CSV = (".csv", ".tsv")
+_HEAD = 1 << 16  # characters of a file that tell its task
 
 
 def open_classification(
@@ -77,18 +80,46 @@ def open_retrieval(data: str | Path, *, images: str | Path | None = None, split:
     return open_retrieval_shards(layout) if layout else open_caption_folder(path)
 
 
-def task_of(data: str | Path) -> Literal["zero_shot", "retrieval"]:
-    """The task that a set is made for, where the user names none.
+Task = Literal["zero_shot", "retrieval", "multi_label", "compositional"]
+_OF_SHARDS: dict[str, Task] = {"classification": "zero_shot", "retrieval": "retrieval", "multilabel": "multi_label"}
+
+
+def task_of(data: str | Path) -> Task:
+    """The task that a set is made for, by its content, where the user names none.
 
     Raises:
         ValueError: If there is no such set, or its type is unknown.
     """
     path = _existing(data)
     if path.is_file():
-        return "retrieval"
+        found = _task_of_file(path)
+        if found is None:
+            raise ValueError(
+                f'{path}: its first line is neither {{"image", "labels"}} (multi_label) nor a question with captions '
+                "(compositional); name the task"
+            )
+        return found
     if layout := find_layout(path):
-        return "retrieval" if layout.kind == "retrieval" else "zero_shot"
+        return _OF_SHARDS[layout.kind]
+    questions = [*path.glob("*.json"), *path.glob("*.jsonl")]
+    if any(_task_of_file(file) == "compositional" for file in questions):
+        return "compositional"
     return "retrieval" if has_captions_beside(path) else "zero_shot"
+
+
+def _task_of_file(path: Path) -> Task | None:
+    """The task by the beginning of a file; None for a JSONL of something else."""
+    ending = path.suffix.lower()
+    if ending not in (".json", ".jsonl"):
+        return "retrieval"
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        head = file.read(_HEAD).lstrip()
+    if ending == ".json":
+        return "compositional" if head.startswith("[") or '"negative_caption"' in head else "retrieval"
+    keys = set(re.findall(r'"(\w+)"\s*:', head.partition("\n")[0]))
+    if "labels" in keys:
+        return "multi_label"
+    return "compositional" if keys & QUESTION_KEYS else None
 
 
 def _existing(data: str | Path) -> Path:

@@ -10,6 +10,8 @@ from typing import Any
 
 from clipkit.evaluation.samples import ImageFile, read_text
 
+QUESTION_KEYS = frozenset({"captions", "caption_0", "true_caption", "correct_caption"})
+"""Keys of which a line of a JSONL of questions has one."""
 _WRITE = '{"image": PATH, "captions": [RIGHT, WRONG, ...]} or {"images": [A, B], "captions": [OF_A, OF_B]}'
 
 

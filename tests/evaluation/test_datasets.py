@@ -103,6 +103,39 @@ def test_the_type_tells_the_task(squares: Squares) -> None:
     assert task_of(squares()) == "zero_shot"
 
 
+QUESTIONS = {
+    "labels.jsonl": ('{"image": "a.png", "labels": ["red"]}', "multi_label"),
+    "pairs.jsonl": ('{"image": "a.png", "captions": ["one", "two"]}', "compositional"),
+    "examples.jsonl": (
+        '{"id": 0, "image_0": "a", "image_1": "b", "caption_0": "c", "caption_1": "d"}',
+        "compositional",
+    ),
+    "swap.json": ('{"0": {"filename": "a.png", "caption": "b", "negative_caption": "c"}}', "compositional"),
+    "captions_val.json": ('{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}', "retrieval"),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_the_content_of_a_file_tells_the_task(tmp_path: Path, name: str) -> None:
+    text, task = QUESTIONS[name]
+    (tmp_path / name).write_text("\n" + text)
+    assert task_of(tmp_path / name) == task
+    (tmp_path / "images").mkdir()
+    assert task_of(tmp_path) == (task if task == "compositional" else "zero_shot")
+
+
+def test_a_jsonl_of_something_else_tells_no_task(tmp_path: Path) -> None:
+    (tmp_path / "notes.jsonl").write_text('{"note": "captions"}')
+    with pytest.raises(ValueError, match="its first line is neither .*name the task"):
+        task_of(tmp_path / "notes.jsonl")
+
+
+def test_multi_label_shards_tell_their_task(squares: Squares) -> None:
+    root = squares()
+    multilabel(root)
+    assert task_of(root) == "multi_label"
+
+
 def break_label(root: Path) -> None:
     (root / "classnames.txt").write_text("red\ngreen\nblue\n")
 
