@@ -139,8 +139,9 @@ _SMALLER = re.compile(r"(?<![a-z])(loss|ece|gap|rank|error|alignment|uniformity)
 
 
 def smaller_is_better(figure: str) -> bool:
-    """Whether a figure is best where it is least, by the last part of its name: losses, calibration errors, gaps, ranks,
-    alignment and uniformity.
+    """Whether a figure is best where it is least, by the last part of its name.
+
+    Losses, calibration errors, gaps, ranks, alignment and uniformity are.
 
     >>> smaller_is_better("val/loss"), smaller_is_better("val/coco/image_median_rank"), smaller_is_better("val/gap/acc1")
     (True, True, False)
