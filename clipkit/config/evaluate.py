@@ -10,15 +10,20 @@ from pydantic import BeforeValidator, Field
 from clipkit.config.base import Interval, Name, NotNegative, Spec, Text, Texts, as_list
 from clipkit.config.units import Count
 
+GROUP_FIGURES = ("worst_group", "group_gap")
+"""What each figure by group ends with."""
+_GROUPS = (
+    "A metadata key by whose values figures are given too: of the samples' `.json`, a CSV's column, or `metadata.csv` "
+    "or `metadata.jsonl` of a folder; unset: none."
+)
+
+
+def _by_group(groups: str | None, names: tuple[str, ...]) -> tuple[str, ...]:
+    return () if groups is None else tuple(f"{name}_{end}" for name in names for end in GROUP_FIGURES)
+
 
 class ZeroShotSpec(Spec):
     """Zero-shot classification."""
-
-    figures: ClassVar[tuple[str, ...]] = (
-        *("acc1", "acc5", "mean_per_class_recall"),
-        *(f"{average}_{name}" for average in ("macro", "micro", "weighted") for name in ("precision", "recall", "f1")),
-        "ece",
-    )
 
     kind: Literal["zero_shot"] = Field(description="Which task this is.")
     data: Text = Field(description="Shards, a folder of class folders, or embedded:NAME.")
@@ -35,17 +40,18 @@ class ZeroShotSpec(Spec):
         None,
         description="JSON or YAML of class name to prompts of its own, instead of templates; unset: the set's own.",
     )
+    groups: Text | None = Field(None, description=_GROUPS)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its figures, the one that decides first."""
+        averages = ("macro", "micro", "weighted")
+        names = (f"{average}_{name}" for average in averages for name in ("precision", "recall", "f1"))
+        return ("acc1", "acc5", "mean_per_class_recall", *names, "ece", *_by_group(self.groups, ("acc1", "acc5")))
 
 
 class RetrievalSpec(Spec):
     """Image-text retrieval, both ways."""
-
-    figures: ClassVar[tuple[str, ...]] = (
-        *(f"{way}_retrieval_recall@{k}" for way in ("image", "text") for k in (5, 1, 10)),
-        "mean_recall@1",
-        *(f"{way}_retrieval_true_recall@{k}" for way in ("image", "text") for k in (1, 5, 10)),
-        *(f"{way}_retrieval_{name}" for way in ("image", "text") for name in ("median_rank", "mean_rank", "map_at_r")),
-    )
 
     kind: Literal["retrieval"] = Field(description="Which task this is.")
     data: Text = Field(
@@ -53,6 +59,20 @@ class RetrievalSpec(Spec):
     )
     images: Text | None = Field(None, description="The folder of a JSON's images; unset: looked for near the file.")
     split: Text = Field("test", description="Which split of Karpathy's JSON is read.")
+    groups: Text | None = Field(None, description=_GROUPS)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of its figures, the one that decides first."""
+        ways = ("image", "text")
+        recalls = tuple(f"{way}_retrieval_recall@{k}" for way in ways for k in (5, 1, 10))
+        others = (*(f"true_recall@{k}" for k in (1, 5, 10)), "median_rank", "mean_rank", "map_at_r")
+        return (
+            *(*recalls, "mean_recall@1"),
+            *(f"{way}_retrieval_{name}" for way in ways for name in others),
+            *("modality_gap", "alignment", "image_uniformity", "text_uniformity"),
+            *_by_group(self.groups, recalls),
+        )
 
 
 class MultiLabelSpec(Spec):

@@ -22,7 +22,7 @@ from clipkit.evaluation.samples import (
 
 _log = logging.getLogger(__name__)
 _LOOSE = (*IMAGE_EXTENSIONS, "gif", "bmp")  # what ``decode_image`` reads
-_BESIDE = {".txt", ".json", ".csv", ".tsv", ".md", ".npz"}  # files that may lie among images without a word
+_BESIDE = {".txt", ".json", ".csv", ".tsv", ".md", ".npz", ".jsonl"}  # files that may lie among images without a word
 
 
 def open_class_folders(path: Path, *, classnames: Sequence[str] | None = None) -> ClassificationSet:

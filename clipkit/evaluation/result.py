@@ -18,7 +18,7 @@ from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.evaluator import Figures
 
 _COUNTS = ("samples", "captions", "train_samples")  # numbers of things, not fractions
-_PLAIN = r"rank|temperature|uniformity|alignment"  # numbers that are neither
+_PLAIN = r"rank|temperature|uniformity|alignment|modality_gap"  # numbers that are neither
 
 
 @dataclass(frozen=True)

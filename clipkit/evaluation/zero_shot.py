@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from clipkit import metrics
+from clipkit.config.evaluate import GROUP_FIGURES
 from clipkit.evaluation.calibration import calibrated
 from clipkit.evaluation.class_prompts import class_prompts, own_prompts
 from clipkit.evaluation.datasets import open_classification
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Figures, Findings
+from clipkit.evaluation.groups import group_figures, sample_groups
 from clipkit.evaluation.prompts import DEFAULT_TEMPLATES
 
 _log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class ZeroShot:
         classnames: Names of the classes, or the name of a set of them (``imagenet1k``), instead of the set's.
         prompts: Prompts of each class's own instead of templates: class name to texts, or a JSON or YAML file of that;
             unset: ``class_prompts.json`` or ``.yaml`` of the set, where it has one and no templates are given.
+        groups: A metadata key of the samples (``groups.sample_groups``): accuracy by its values besides.
 
     Raises:
         ValueError: If the set cannot be used as it is, with place and cure.
@@ -46,6 +49,7 @@ class ZeroShot:
         templates: str | Sequence[str] | None = None,
         classnames: str | Sequence[str] | None = None,
         prompts: str | Path | Mapping[str, Any] | None = None,
+        groups: str | None = None,
     ) -> None:
         if prompts is not None and templates is not None:
             raise ValueError(
@@ -55,6 +59,7 @@ class ZeroShot:
         chosen = prompts if prompts is not None or templates is not None else own_prompts(Path(data).expanduser())
         self.prompts = None if chosen is None else class_prompts(chosen, self.data.classnames)
         self.templates = self.data.templates or DEFAULT_TEMPLATES
+        self.groups = None if groups is None else sample_groups(data, self.data.images, groups)
         if self.data.templates is None and self.prompts is None:
             _log.warning("%s brings no templates: %s are used", data, " and ".join(map(repr, DEFAULT_TEMPLATES)))
 
@@ -67,7 +72,8 @@ class ZeroShot:
         Returns:
             ``acc1``, ``acc5`` (None with fewer than 5 classes), ``mean_per_class_recall``, ``macro_precision`` to
             ``weighted_f1``, ``ece`` (15 bins of equal width, the model's own scale; None where it has none) and
-            ``samples``. Details: ``per_class``, the fullest ``confusions`` and ``calibration``.
+            ``samples``; with groups ``acc1`` and ``acc5`` of the worst, ``..._worst_group``, and the distance of worst and
+            best, ``..._group_gap``. Details: ``per_class``, the fullest ``confusions``, ``calibration`` and ``groups``.
 
         Raises:
             ValueError: If an image cannot be read, with its name.
@@ -94,6 +100,13 @@ class ZeroShot:
         hits = {"acc1": ranks < 1, "acc5": ranks < 5, "mean_per_class_recall": ranks < 1}
         outcomes = {name: hit for name, hit in hits.items() if figures[name] is not None}
         details = self._tables(predicted) | {"calibration": calibration}
+        if self.groups is not None:
+            tops = ("acc1", "acc5")
+            by_group, details["groups"] = group_figures(
+                {name: outcomes[name] for name in tops if name in outcomes}, dict.fromkeys(tops, self.groups)
+            )
+            lacking = {f"{name}_{end}": None for name in tops if name not in outcomes for end in GROUP_FIGURES}
+            figures |= by_group | lacking
         return Findings(figures, outcomes, strata={"mean_per_class_recall": labels}, details=details)
 
     def _tables(self, predicted: Tensor) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Grouped(NamedTuple):
     Attributes:
         figures: Group to mean.
         counts: Group to number of samples.
-        worst: The group with the lowest mean; of equal ones the first by name.
+        worst: The group with the worst mean; of equal ones the first by name.
         gap: Highest mean less lowest.
     """
 
@@ -27,12 +27,13 @@ class Grouped(NamedTuple):
     gap: float
 
 
-def by_group(values: Tensor, groups: Sequence[str]) -> Grouped:
+def by_group(values: Tensor, groups: Sequence[str], *, smaller_is_better: bool = False) -> Grouped:
     """The mean of a per-sample figure within each group.
 
     Args:
         values: One number a sample (N,), or bool.
         groups: The group of each sample (N).
+        smaller_is_better: Whether the highest mean is the worst, as of ranks.
 
     Raises:
         ValueError: If there are no samples, or not one group a sample.
@@ -49,6 +50,6 @@ def by_group(values: Tensor, groups: Sequence[str]) -> Grouped:
     counts = torch.bincount(place)
     means = torch.bincount(place, weights=values.double().cpu()) / counts
     figures = dict(zip(names, means.tolist(), strict=True))
-    worst = min(names, key=lambda name: figures[name])
-    gap = max(figures.values()) - figures[worst]
+    worst = min(names, key=lambda name: -figures[name] if smaller_is_better else figures[name])
+    gap = max(figures.values()) - min(figures.values())
     return Grouped(figures, dict(zip(names, counts.tolist(), strict=True)), worst, gap)

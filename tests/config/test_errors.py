@@ -111,7 +111,7 @@ ONE_FAULT = {
     ],
     "evaluate.tasks={t: {kind: retrieval, data: x, templates: [a]}}": [
         "evaluate.tasks.t.templates = ['a']: unknown key",
-        "    allowed: data, images, kind, split",
+        "    allowed: data, groups, images, kind, split",
     ],
     "evaluate.every=5 steps": ["evaluate.every = '5 steps': nothing to evaluate: give `evaluate.tasks` or `data.val`"],
     "checkpoint={keep_best: 1}": ["checkpoint.keep_best = 1: no figure to go by: give `evaluate.tasks` or `data.val`"],

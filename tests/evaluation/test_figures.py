@@ -18,13 +18,16 @@ from ..conftest import TINY_MODEL
 from .conftest import COLOURS, png
 
 BESIDE = re.compile(r"samples$|captions$|_chance$")  # counts and chances: no figures to go by
-SMALLER = re.compile(r"_rank$|^ece$|gap$|^alignment$|_uniformity$|_mean_rank_worst_group$")
+SMALLER = re.compile(r"_rank$|^ece$|gap$|^alignment$|_uniformity$")
 
 
 def class_folders(root: Path) -> Path:
     for part in ("train", "test"):
         for number, (name, rgb) in enumerate(COLOURS.items()):
             (root / part / name).mkdir(parents=True)
+            with (root / part / "metadata.csv").open("a") as file:
+                file.write("" if number else "file,place\n")
+                file.writelines(f"{name}/{number}{n}.png,{'city' if n < 4 else 'farm'}\n" for n in range(6))
             for picture in range(6):
                 colour = tuple(min(255, value + 3 * picture) for value in rgb)
                 (root / part / name / f"{number}{picture}.png").write_bytes(png(colour))
@@ -36,6 +39,8 @@ def captions(root: Path) -> Path:
     for number in range(12):
         (root / f"{number}.png").write_bytes(png((20 * number, 0, 0)))
         (root / f"{number}.txt").write_text(f"caption {number}")
+    rows = ({"file": f"{number}.png", "place": number % 2 == 0} for number in range(12))
+    (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return root
 
 
@@ -55,7 +60,12 @@ DATA = {
     "linear_probe": class_folders,
     "knn": class_folders,
 }
-OPTIONS: dict[str, dict[str, Any]] = {"linear_probe": {"shots": [2]}, "knn": {"k": [1, 3]}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "zero_shot": {"groups": "place"},
+    "retrieval": {"groups": "place"},
+    "linear_probe": {"shots": [2]},
+    "knn": {"k": [1, 3]},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
