@@ -92,7 +92,9 @@ class CompositionalSpec(Spec):
     figures: ClassVar[tuple[str, ...]] = ("text_acc", "image_acc", "acc", "text_acc_macro")
 
     kind: Literal["compositional"] = Field(description="Which task this is.")
-    data: Text = Field(description="A pairs.jsonl, Winoground's .jsonl, or SugarCrepe's .json or folder of them.")
+    data: Text = Field(
+        description="A pairs.jsonl, Winoground's .jsonl, or SugarCrepe's or ARO's .json or a folder of them."
+    )
     images: Text | None = Field(None, description="Folder of the images; unset: images beside the file, or its folder.")
 
 

@@ -74,7 +74,7 @@ def figures(config: RunConfig) -> list[str]:
     named += [  # of which kind a task on held-out data is shows once it is packed
         f"val/{name}/{figure}"
         for name in held_out(config)
-        for spec in (RetrievalSpec, ZeroShotSpec)
+        for spec in (RetrievalSpec(kind="retrieval", data=name), ZeroShotSpec(kind="zero_shot", data=name))
         for figure in spec.figures
     ]
     return [*named, *(["val/loss"] if config.data.val else [])]

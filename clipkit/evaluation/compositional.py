@@ -16,7 +16,7 @@ class Compositional:
     """Text, image and group score (Winoground, Thrush et al., 2022, section 4). A tie is wrong.
 
     Args:
-        data: A ``pairs.jsonl``, Winoground's ``.jsonl``, or SugarCrepe's ``.json`` files (``pairs.open_pairs``).
+        data: A ``pairs.jsonl``, Winoground's ``.jsonl``, or SugarCrepe's or ARO's ``.json`` files (``pairs.open_pairs``).
         images: The folder of the images, where it is not beside the file.
 
     Raises:

@@ -25,7 +25,7 @@ from clipkit.encoder import Encoder
 from clipkit.evaluation.samples import ImageFile
 
 _log = logging.getLogger(__name__)
-_VERSION = 1  # of what the figures of a file mean
+_VERSION = 2  # of what the figures of a file mean
 
 
 def weights_digest(encoder: Encoder) -> str:
@@ -50,7 +50,7 @@ def manifest_digest(images: Sequence[ImageFile]) -> str:
         if image.path not in states:
             found = os.stat(image.path)
             states[image.path] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        line = [os.path.abspath(image.path), image.key, image.offset, image.length, *states[image.path]]
+        line = [os.path.abspath(image.path), image.key, image.offset, image.length, image.box, *states[image.path]]
         digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
 

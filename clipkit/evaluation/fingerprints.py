@@ -64,7 +64,8 @@ def _feed(state: Any, value: Any) -> None:
     elif isinstance(value, ImageFile):
         size = value.path.stat().st_size if value.length is None else value.length
         name = "/".join(value.path.parts[-2:]) if value.key is None else f"{value.path.name} {value.key} {value.offset}"
-        state.update(f"file {name} {size};".encode(errors="surrogateescape"))
+        box = "" if value.box is None else f" {value.box}"
+        state.update(f"file {name} {size}{box};".encode(errors="surrogateescape"))
     elif isinstance(value, Path):
         state.update(f"path {value.name};".encode(errors="surrogateescape"))
     elif isinstance(value, Mapping):

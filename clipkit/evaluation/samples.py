@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import crop_image
+
+from clipkit.data.images import decode_image
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 """In CLIP_benchmark's order: the first that a sample has is its image."""
@@ -24,15 +27,31 @@ class ImageFile:
         key: The sample's name in the tar, or None for a whole file.
         offset: First byte.
         length: Number of bytes, or None for a whole file.
+        box: Left, top, right and bottom edge of the part that counts, in pixels of the decoded image; None for all of it.
     """
 
     path: Path
     key: str | None = None
     offset: int = 0
     length: int | None = None
+    box: tuple[int, int, int, int] | None = None
 
     def __str__(self) -> str:
         return str(self.path) if self.key is None else f"{self.path}, sample {self.key!r}"
+
+    def decode(self) -> Tensor:
+        """The pixels that count, uint8 (3, H, W); black where the box reaches over the image's edge, as with Pillow.
+
+        Raises:
+            OSError: If the file cannot be read.
+            BadSample: If it is no image that is read here.
+        """
+        pixels = decode_image(self.read())
+        if self.box is None:
+            return pixels
+        left, top, right, bottom = self.box
+        part: Tensor = crop_image(pixels, top, left, bottom - top, right - left)
+        return part
 
     def read(self) -> bytes:
         """The encoded image.

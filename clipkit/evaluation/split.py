@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipkit import distributed
-from clipkit.data.images import BadSample, decode_image
+from clipkit.data.images import BadSample
 from clipkit.encoder import Encoder
 from clipkit.evaluation.samples import ImageFile
 
@@ -118,6 +118,6 @@ class _Files(Dataset[Tensor | str]):
     def __getitem__(self, item: int) -> Tensor | str:
         image = self.images[item]
         try:
-            return self.preprocess(decode_image(image.read()))
+            return self.preprocess(image.decode())
         except (BadSample, OSError) as error:
             return f"{image}: unreadable image ({error}); a figure without it would not compare: repair or remove it"

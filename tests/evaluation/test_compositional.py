@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from clipkit.evaluation.compositional import Compositional
 from clipkit.evaluation.encodings import Encodings
+from clipkit.evaluation.feature_cache import manifest_digest
+from clipkit.evaluation.fingerprints import digest
 from clipkit.evaluation.pairs import open_pairs
+from clipkit.evaluation.samples import ImageFile
 
 from .conftest import COLOURS, png
 
@@ -60,6 +66,49 @@ def test_sugarcrepe(colours: Path, encoder: Any) -> None:
     found = Compositional(colours).run(Encodings(encoder))
     assert found.details["groups"]["figures"]["swap_obj"] == 1.0
     assert found.details["groups"]["counts"] == {"add_att": 2, "swap_obj": 2}
+
+
+def test_aro_cuts_the_box_out(colours: Path, encoder: Any) -> None:
+    both = Image.new("RGB", (20, 10), COLOURS["red"])
+    both.paste(COLOURS["blue"], (10, 0, 20, 10))
+    both.save(colours / "images" / "both.png")
+    rows = [
+        {"image_path": "both.png", "true_caption": name, "false_caption": other, "relation_name": name}
+        | dict(zip(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), box, strict=True))
+        for name, other, box in (("red", "blue", (0, 0, 10, 10)), ("blue", "red", (10, 2, 8, 8)))
+    ]
+    file = colours / "visual_genome_relation.json"
+    file.write_text(json.dumps(rows))
+    found = Compositional(file).run(Encodings(encoder))
+    assert found.figures["text_acc"] == 1.0
+    assert found.details["groups"]["figures"] == {"red": 1.0, "blue": 1.0}
+    over = ImageFile(colours / "images" / "both.png", box=(-3, 5, 12, 14))
+    theirs = Image.open(over.path).crop(over.box)
+    assert torch.equal(over.decode(), torch.from_numpy(np.array(theirs)).permute(2, 0, 1))
+    rows[0]["bbox_w"] = 0
+    file.write_text(json.dumps(rows))
+    with pytest.raises(ValueError, match=r"relation.json, 0: the box \[0, 0, 0, 10\] is no left"):
+        open_pairs(file)
+
+
+def test_boxes_of_one_image_are_images_of_their_own(colours: Path) -> None:
+    one, other = (ImageFile(colours / "images" / "red.png", box=(0, 0, 5, bottom)) for bottom in (5, 6))
+    assert digest([one]) != digest([other])
+    assert manifest_digest([one]) != manifest_digest([other])
+
+
+def test_order_sets_leave_out_what_shuffling_left_alone(
+    colours: Path, encoder: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        {"image": "red.png", "caption_options": ["red", "blue", "blue", "red", "green"]},
+        {"image": "red.png", "caption_options": ["red", "red", "red"]},
+    ]
+    (colours / "coco_order.json").write_text(json.dumps(rows))
+    found = Compositional(colours / "coco_order.json").run(Encodings(encoder))
+    assert (found.figures["samples"], found.figures["text_acc"]) == (1, 1.0)
+    assert found.figures["text_acc_chance"] == pytest.approx(1 / 3)
+    assert "1 of 2 questions have no other caption than the right one: left out" in caplog.text
 
 
 def test_errors(colours: Path) -> None:

@@ -111,6 +111,10 @@ QUESTIONS = {
         "compositional",
     ),
     "swap.json": ('{"0": {"filename": "a.png", "caption": "b", "negative_caption": "c"}}', "compositional"),
+    "visual_genome_relation.json": (
+        '[{"image_path": "a.png", "true_caption": "b", "false_caption": "c"}]',
+        "compositional",
+    ),
     "captions_val.json": ('{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}', "retrieval"),
 }
 
