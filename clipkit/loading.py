@@ -72,6 +72,9 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
 
 def _from_checkpoint(folder: Path) -> OpenClipPair:
     stored = read_checkpoint(folder, with_state=False)
+    for keys, tower in ((IMAGE_KEYS, "image"), (TEXT_KEYS, "text")):
+        if not any(key.startswith(keys) for key in stored.model):
+            raise ValueError(f"{folder} has no {tower} tower; a model here takes both, images are compared with texts")
     model: dict[str, Any] = stored.info["model"]
     pair = pair_from_config(model["config"], preprocess=model["preprocess"])
     _load(pair.image, stored.model, IMAGE_KEYS, folder)

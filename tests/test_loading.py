@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import clipkit
+from clipkit.checkpoint import read_checkpoint, write_checkpoint
 from clipkit.loading import load_encoder
 from tests.conftest import TINY_MODEL, write_shard
 from tests.test_training import write_config
@@ -70,6 +71,22 @@ def test_encoders_refuse_what_makes_no_sense(run):
         encoder.encode_text(["a"], batch_size=0)
     assert encoder.encode_text([]).shape == (0, 16)
     assert encoder.image.training is False
+
+
+@pytest.mark.parametrize("tower", ["text", "image"])
+def test_a_checkpoint_without_one_of_the_towers_says_so(run, tmp_path, tower):
+    whole = read_checkpoint(run / "checkpoints" / "12")
+    rest = {name: value for name, value in whole.model.items() if not name.startswith(f"towers.by_field.{tower}.")}
+    assert len(rest) < len(whole.model)
+    write_checkpoint(tmp_path / "12", model=rest, state=whole.state, info=whole.info)
+    with pytest.raises(ValueError, match=f"12 has no {tower} tower; a model here takes both"):
+        clipkit.load(tmp_path / "12")
+
+
+def test_a_configuration_without_a_text_tower_says_so(tmp_path):
+    (tmp_path / "seeing.json").write_text(json.dumps({key: TINY_MODEL[key] for key in ("embed_dim", "vision_cfg")}))
+    with pytest.raises(ValueError, match=r"seeing\.json is no open_clip model configuration: text_cfg missing"):
+        clipkit.load(tmp_path / "seeing.json")
 
 
 def test_random_weights_are_said():

@@ -99,13 +99,17 @@ class Retrieval:
 
 
 def _geometry(image: Tensor, text: Tensor, owner: Tensor) -> tuple[Figures, dict[str, int]]:
-    """Where the embeddings lie, and of how many rows uniformity is."""
+    """Where the embeddings lie, and of how many rows uniformity is.
+
+    To five places: another number of ranks means other batches, and with them other last bits of float32 embeddings.
+    """
     some = {"image": _spread(image), "text": _spread(text)}
-    figures: Figures = {
+    found = {
         "modality_gap": metrics.modality_gap(image, text),
         "alignment": metrics.alignment(image, text, owner),
         **{f"{way}_uniformity": metrics.uniformity(rows) for way, rows in some.items()},
     }
+    figures: Figures = {name: None if value is None else round(value, 5) for name, value in found.items()}
     return figures, {way: len(rows) for way, rows in some.items()}
 
 

@@ -343,6 +343,10 @@ def _create(
     place = place or name
     if "multimodal_cfg" in config:
         raise ValueError(f"{place} has a caption decoder (CoCa); clipkit takes models of an image and a text tower")
+    if "text_cfg" not in config:
+        raise ValueError(
+            f"{place} has no text tower (text_cfg); a model here takes both, images are compared with texts"
+        )
     refuse_tokenizer_code(place, config)
     try:
         with _quiet():

@@ -97,14 +97,14 @@ def test_geometry(squares: Squares, encoder: Any, monkeypatch: pytest.MonkeyPatc
     task, encodings = Retrieval(squares("retrieval")), Encodings(encoder)
     found = task.run(encodings)
     image, text = encodings.images(task.data.images), encodings.texts(task.data.texts)
-    assert found.figures["modality_gap"] == pytest.approx(float((image.mean(0) - text.mean(0)).norm()), abs=1e-6)
+    assert found.figures["modality_gap"] == pytest.approx(float((image.mean(0) - text.mean(0)).norm()), abs=1e-5)
     pairs = (image[task.data.owner] - text).square().sum(1).mean()
-    assert found.figures["alignment"] == pytest.approx(float(pairs), abs=1e-6)
+    assert found.figures["alignment"] == pytest.approx(float(pairs), abs=1e-5)
     near = (-2 * torch.pdist(text.double()).square()).exp().mean().log()
-    assert found.figures["text_uniformity"] == pytest.approx(float(near), abs=1e-6)
+    assert found.figures["text_uniformity"] == pytest.approx(float(near), abs=1e-5)
     assert found.details["uniformity_rows"] == {"image": 10, "text": 20}
     monkeypatch.setattr(retrieval, "UNIFORMITY_ROWS", 5)
     fewer = task.run(encodings)
     assert fewer.details["uniformity_rows"] == {"image": 5, "text": 5}
     near = (-2 * torch.pdist(text[::4].double()).square()).exp().mean().log()
-    assert fewer.figures["text_uniformity"] == pytest.approx(float(near), abs=1e-6)
+    assert fewer.figures["text_uniformity"] == pytest.approx(float(near), abs=1e-5)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from clipkit.cli.main import run
+from clipkit.config.single import validated
 from clipkit.evaluation.kinds import KINDS
+from clipkit.evaluation.named_sets import classnames_of, templates_of
 from clipkit.evaluation.places import local_place
 from clipkit.evaluation.result import Result
 from clipkit.evaluation.suites import find_sets, load_suite, suite_names, summary
@@ -24,7 +26,12 @@ def test_every_suite_is_one():
         suite = load_suite(name)
         for entry in suite.sets.values():
             assert entry.task in KINDS
-            assert set(entry.metric) <= set(KINDS[entry.task].spec.figures)
+            keys = {"kind": entry.task, "data": "x", **entry.options}
+            assert set(entry.metric) <= set(validated(KINDS[entry.task].spec, keys, name).figures)
+            if "classnames" in entry.options:
+                assert classnames_of(entry.options["classnames"])
+                assert len(templates_of(entry.options["templates"])) == 80
+    assert load_suite("imagenet-shift").sets["imagenetv2"].options["classnames"] == "imagenet1k"
     assert len(load_suite("datacomp38").sets) == 38
     assert len(load_suite("vtab").sets) == 19
     with pytest.raises(ValueError, match="did you mean 'vtab'"):
