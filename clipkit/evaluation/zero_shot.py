@@ -96,7 +96,8 @@ class ZeroShot:
             "mean_per_class_recall": metrics.mean_per_class_recall(ranks == 0, labels),
         }
         figures |= metrics.averages(predicted, labels, count)
-        figures |= {"ece": calibration["ece_width"], "samples": len(image)}
+        error = calibration["ece_width"]  # to six places: other batches mean other last bits of float32 embeddings
+        figures |= {"ece": None if error is None else round(error, 6), "samples": len(image)}
         hits = {"acc1": ranks < 1, "acc5": ranks < 5, "mean_per_class_recall": ranks < 1}
         outcomes = {name: hit for name, hit in hits.items() if figures[name] is not None}
         details = self._tables(predicted) | {"calibration": calibration}
