@@ -12,11 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem not in ("common", "photos", "tower_gradients", "__main__", "__init__")
+    if path.stem not in ("common", "open_clip_loop", "photos", "tower_gradients", "__main__", "__init__")
 )
 LONG = (
     "decode",
     "embed",
+    "learning",
     "loader",
     "loss_memory",
     "micro_batch",
@@ -32,7 +33,7 @@ BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 def run(*arguments):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=330
     )
 
 
