@@ -1,8 +1,8 @@
 """open_clip's recipe for ``learning.py``: its model, transforms and ``ClipLoss``, and the few lines of its loop, rebuilt.
 
 ``open_clip_train`` is not imported. From its ``main`` and ``train`` (3.3.0) come: AdamW's groups (no decay for vectors and for names with
-``bn``, ``ln``, ``bias``, ``logit_scale``), the rate set before each step (linear warm-up, half a cosine), clipping, and the clamp of the log scale to
-[0, ln 100] after each step.
+``bn``, ``ln``, ``bias``, ``logit_scale``), the rate set before each step (linear warm-up, half a cosine), clipping, and the clamp of the
+log scale to [0, ln 100] after each step.
 """
 
 from __future__ import annotations
