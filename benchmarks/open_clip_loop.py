@@ -1,8 +1,8 @@
 """open_clip's recipe for ``learning.py``: its model, transforms and ``ClipLoss``, and the few lines of its loop, rebuilt.
 
-``open_clip_train`` is not imported. From its ``main`` and ``train`` (3.3.0) come: AdamW's groups (no decay for vectors and for names with
-``bn``, ``ln``, ``bias``, ``logit_scale``), the rate set before each step (linear warm-up, half a cosine), clipping, and the clamp of the
-log scale to [0, ln 100] after each step.
+The schedule is ``open_clip_train``'s own. From its ``main`` and ``train`` (3.3.0), which cannot be called without its data and its options,
+come: AdamW's groups (no decay for vectors and for names with ``bn``, ``ln``, ``bias``, ``logit_scale``), the rate set before each step,
+clipping, and the clamp of the log scale to [0, ln 100] after each step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip_train.scheduler import cosine_lr
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -91,13 +92,11 @@ def train_peer(
     """Train as open_clip does; the loss of each step, in nats."""
     loss_of = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), eps=1e-6)
+    schedule = cosine_lr(optimizer, lr, warmup, steps)
     losses = []
     model.train()
     for step, (image, text) in enumerate(batches):
-        gone = (step - warmup) / max(1, steps - warmup)
-        share = (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * gone))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * share
+        schedule(step)
         optimizer.zero_grad()
         found = model(image, text)
         image_features, text_features, scale = found if isinstance(found, tuple) else found.values()
