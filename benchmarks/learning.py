@@ -1,9 +1,9 @@
 """Does clipkit learn as open_clip does where both do the same, and at least as well where its recipe differs?
 
-``curve_difference``: the same weights and 20 batches of embedded drawings, ten times over so that the loss falls, through clipkit's module, optimiser, schedule and loss in its
-real Trainer, and through open_clip's model and ``ClipLoss`` in open_clip's loop; the largest relative difference of the losses in fp64
-(``curve_difference_fp32`` stands beside: rounding grows). Both warm up over 20 steps, then follow a cosine, and clip at 1. open_clip never
-lets the scale fall below 1, nor does clipkit; the schedules have the same convention.
+``curve_difference``: the same weights and 20 batches of embedded drawings, ten times over so that the loss falls, through clipkit's module,
+optimiser, schedule and loss in its real Trainer, and through open_clip's model and ``ClipLoss`` in open_clip's loop; the largest relative
+difference of the losses in fp64 (``curve_difference_fp32`` stands beside: rounding grows). Both warm up over 20 steps, then follow a
+cosine, and clip at 1. open_clip never lets the scale fall below 1, nor does clipkit; the schedules have the same convention.
 
 ``held_out_gain``: the demo's recipe against open_clip's on the demo's data, same model, batch, warm-up and captions. The figure is ``acc5``
 of ``style_transfer``, seen concepts in a style that no training picture has; ``acc1`` stands beside. The peer's learning rate is the best
