@@ -68,6 +68,7 @@ HEAVY = {"torch", "lightning", "open_clip", "torchvision", "timm", "transformers
 OPEN_CLIP = {
     "clipkit.towers.open_clip": "builds every model",
     "clipkit.exporters.open_clip": "the proof of an export loads it the way its receiver will, past our own code",
+    "clipkit.exporters.beside": "the receiver of a graph prepares raw inputs with open_clip, from the configuration beside the files",
     "clipkit.evaluation.prompts": "the prompts that published figures were made with are open_clip's constants",
 }
 
