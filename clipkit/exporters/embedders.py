@@ -21,26 +21,24 @@ class Embedder(nn.Module):
 
     Args:
         tower: The copy.
-        half: Whether it computes in float16; inputs and outputs stay float32.
     """
 
-    def __init__(self, tower: Tower, half: bool) -> None:
+    def __init__(self, tower: Tower) -> None:
         super().__init__()
-        self.tower = tower.half() if half else tower.float()
-        self.half_precision = half
+        self.tower = tower.float()
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed."""
-        found: Tensor = self.tower(x.half() if self.half_precision and x.is_floating_point() else x).pooled
+        found: Tensor = self.tower(x).pooled
         return found
 
 
-def image_embedder(encoder: Encoder, *, half: bool = False) -> Embedder:
+def image_embedder(encoder: Encoder) -> Embedder:
     """Images (B, 3, H, W), normalised floats or uint8, to embeddings."""
-    return Embedder(copy.deepcopy(encoder.image).cpu(), half).eval()
+    return Embedder(copy.deepcopy(encoder.image).cpu()).eval()
 
 
-def text_embedder(encoder: Encoder, *, half: bool = False) -> Embedder:
+def text_embedder(encoder: Encoder) -> Embedder:
     """Tokens (B, context length) to embeddings, pooled at the end-of-text token by its number where the tokenizer says it.
 
     open_clip takes the largest number of a text for its end, which holds for OpenAI's vocabulary alone.
@@ -50,7 +48,7 @@ def text_embedder(encoder: Encoder, *, half: bool = False) -> Embedder:
     end = getattr(encoder.tokenize, "eot_token_id", None)
     if getattr(model, "pool_type", None) == "argmax" and end is not None:
         model.pool_type, model.eos_id = "eos", int(end)
-    return Embedder(tower, half).eval()
+    return Embedder(tower).eval()
 
 
 def example_image(encoder: Encoder, batch: int, *, uint8: bool = False) -> Tensor:

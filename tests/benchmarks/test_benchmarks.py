@@ -19,6 +19,7 @@ LONG = (
     "loader",
     "loss_memory",
     "micro_batch",
+    "onnx_speed",
     "resume",
     "step",
     "tar_read",
