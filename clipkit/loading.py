@@ -11,6 +11,7 @@ from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
 from clipkit.towers.model_files import CONFIG_FILE, read_config_file
+from clipkit.towers.onnx import is_onnx_folder, onnx_pair
 from clipkit.towers.open_clip import OpenClipPair, build_pair, pair_from_config, pair_of_run
 from clipkit.towers.open_clip_run import trained_model
 
@@ -33,6 +34,9 @@ def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
     """
     parts = {"name": str(model), "pretrained": None} if Path(model).exists() else split_model(str(model))
     name, pretrained = str(parts["name"]), parts["pretrained"]
+    if is_onnx_folder(Path(name)):
+        encoder = Encoder.from_pair(onnx_pair(Path(name)), model=str(model), pretrained=name)
+        return encoder, [f"{name} runs in onnxruntime on the CPU; it has no weights to train or to export"]
     pair, source, notes = load_pair(name, pretrained)
     return Encoder.from_pair(pair, model=str(model), pretrained=source), notes
 
@@ -54,6 +58,15 @@ def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | No
 
 
 def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
+    if is_onnx_folder(path):
+        raise ValueError(
+            f"{path} holds ONNX files, which have no weights to start from; name the run or another export of it"
+        )
+    if any(path.glob("*.pt2")):
+        raise ValueError(
+            f"{path} holds torch.export programs, and a .pt2 file can run any code of whoever wrote it (torch.export.load unpickles and "
+            "evaluates expressions); load one of your own by torch.export.load, or name the run or another export of it"
+        )
     if (path / CONFIG_FILE).is_file():
         return build_pair(str(path)), str(path), []
     if (path / MANIFEST).is_file() or (path / INFO).is_file():

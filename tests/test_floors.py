@@ -74,6 +74,7 @@ OPEN_CLIP = {
     "clipkit.towers.open_clip": "builds every model",
     "clipkit.exporters.open_clip": "the proof of an export loads it the way its receiver will, past our own code",
     "clipkit.evaluation.preprocessing": "what published weights want is written in open_clip's registry",
+    "clipkit.exporters.beside": "the receiver of a graph prepares raw inputs with open_clip, from the configuration beside the files",
 }
 
 Import = tuple[int, str]  # line, dotted name

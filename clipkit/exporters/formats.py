@@ -30,6 +30,8 @@ class Entry(NamedTuple):
 
 FORMATS: dict[str, Entry] = {
     "open_clip": Entry("open_clip"),
+    "onnx": Entry("onnx", ("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "torch_export": Entry("torch_export"),
     "transformers": Entry("transformers", ("transformers", "tokenizers"), "hf"),
 }
 

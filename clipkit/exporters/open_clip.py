@@ -49,7 +49,7 @@ tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
                 config[tower][flag] = False
         if encoder.logit_bias is not None:
             config.setdefault("init_logit_bias", encoder.logit_bias)  # without it open_clip makes no such parameter
-        _save_tokenizer(encoder.tokenize, config, folder)
+        save_tokenizer(encoder.tokenize, config, folder)
         if "hf_model_name" in config["text_cfg"]:
             text: Any = encoder.text.model
             text.config.save_pretrained(folder / TEXT_CONFIG)  # open_clip itself asks the hub for it
@@ -122,7 +122,7 @@ def _save(state: Mapping[str, Tensor], path: Path) -> None:
     path.chmod(0o644)  # safetensors makes it private; others of a cluster read it too
 
 
-def _save_tokenizer(tokenize: Any, config: dict[str, Any], folder: Path) -> None:
+def save_tokenizer(tokenize: Any, config: dict[str, Any], folder: Path) -> None:
     """Files of a Hugging Face tokenizer; open_clip's own SimpleTokenizer needs none (and has no ``save_pretrained``)."""
     from open_clip.tokenizer import HFTokenizer
 

@@ -22,6 +22,7 @@ LONG = (
     "loss_memory",
     "micro_batch",
     "probe",
+    "onnx_speed",
     "resume",
     "retrieval",
     "step",

@@ -1,0 +1,106 @@
+"""ONNX: the image and the text encoder as two files, with the configuration that raw inputs need.
+
+Inputs and outputs are named, embeddings have unit norm, and any batch size is taken unless a preset says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar, Literal, cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipkit.encoder import Encoder
+from clipkit.exporters import onnx_graph
+from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
+from clipkit.exporters.candidate import Candidate, Precision
+from clipkit.exporters.embedders import (
+    example_image,
+    example_text,
+    image_embedder,
+    text_embedder,
+)
+from clipkit.towers.onnx import IMAGE_FILE, TEXT_FILE, OnnxModel
+
+OPSETS = range(18, 24)  # what torch's exporter writes and onnxruntime runs
+
+
+@dataclass(frozen=True)
+class OnnxFormat:
+    """``visual.onnx`` and ``textual.onnx``.
+
+    Args:
+        opset: Of the standard operators, 18 to 23.
+        tokens: Integers that the text encoder takes.
+        pixels: ``float`` (normalised by the receiver) or ``uint8`` (resized RGB; the graph normalises).
+    """
+
+    opset: int = 18
+    tokens: Literal["int64", "int32"] = "int64"
+    pixels: Literal["float", "uint8"] = "float"
+
+    name: ClassVar[str] = "onnx"
+    usage: ClassVar[str] = f"""import json, onnxruntime, open_clip
+{USAGE}
+visual, textual = (onnxruntime.InferenceSession(f"FOLDER/{{name}}.onnx") for name in ("visual", "textual"))
+image = visual.run(None, {{"image": preprocess(picture)[None].numpy()}})[0]       # (1, D), unit norm
+text = textual.run(None, {{"text": tokenizer(["a red bicycle"]).numpy()}})[0]   # (1, D), unit norm"""
+
+    def __post_init__(self) -> None:
+        if self.opset not in OPSETS:
+            raise ValueError(f"opset {self.opset}: torch's exporter writes {OPSETS[0]} to {OPSETS[-1]}")
+        for option, value, known in (
+            ("tokens", self.tokens, ("int64", "int32")),
+            ("pixels", self.pixels, ("float", "uint8")),
+        ):
+            if value not in known:
+                raise ValueError(f"{option}={value!r}: {' or '.join(known)}")
+
+    def refuse(self, encoder: Encoder) -> None:
+        """What holds no weights, or a tokenizer that cannot be saved."""
+        refuse(encoder, self.name)
+
+    def write(self, encoder: Encoder, folder: Path) -> None:
+        """Write both encoders, ``open_clip_config.json`` and the tokenizer."""
+        write_beside(encoder, folder)
+        dtype = {"int64": torch.int64, "int32": torch.int32}[self.tokens]
+        image = example_image(encoder, 2, uint8=self.pixels == "uint8")
+        facts = {"clipkit.precision": "float32"}
+        for embedder, example, names, file in (
+            (image_embedder(encoder), image, ("image", "features"), IMAGE_FILE),
+            (text_embedder(encoder), example_text(encoder, 2, dtype), ("text", "features"), TEXT_FILE),
+        ):
+            graph = onnx_graph.trace(embedder, example, opset=self.opset, names=names, static=False)
+            onnx_graph.save(graph, folder / file, facts)
+
+    def load(self, folder: Path, device: torch.device) -> Candidate:
+        """Through onnxruntime, with open_clip's preprocessing and tokenizer out of the configuration beside."""
+        beside = read_beside(folder)
+        image, text = OnnxModel(folder / IMAGE_FILE), OnnxModel(folder / TEXT_FILE)
+        uint8 = image.number.__name__ == "uint8"
+        mean, std = (torch.tensor(beside.options[name]).view(3, 1, 1) for name in ("mean", "std"))
+
+        def raw_image(images: Sequence[Image.Image]) -> Tensor:
+            pixels = torch.stack([beside.preprocess(x) for x in images])
+            found: Tensor = image(((pixels * std + mean) * 255).round().to(torch.uint8) if uint8 else pixels)
+            return found
+
+        return Candidate(
+            image=image,
+            text=text,
+            raw_image=raw_image,
+            raw_text=lambda texts: text(beside.tokenize(list(texts))),
+            precision=cast(Precision, image.facts["clipkit.precision"]),
+            takes="uint8" if uint8 else "float",
+            temperature=beside.temperature,
+            versions={name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
+            said=("onnxruntime ran on the CPU",),
+        )
+
+
+FORMAT = OnnxFormat

@@ -1,0 +1,94 @@
+"""torch.export: the image and the text encoder as two programs, for torch without clipkit or open_clip's model code.
+
+A ``.pt2`` file must come from someone you trust: ``torch.export.load`` unpickles parts of it and evaluates expressions out of
+it. ``clipkit.load`` takes none for that reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from clipkit.encoder import Encoder
+from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
+from clipkit.exporters.candidate import Candidate
+from clipkit.exporters.embedders import (
+    Embedder,
+    example_image,
+    example_text,
+    image_embedder,
+    quiet_tracing,
+    text_embedder,
+)
+
+IMAGE_FILE, TEXT_FILE = "visual.pt2", "textual.pt2"
+
+
+@dataclass(frozen=True)
+class TorchExportFormat:
+    """``visual.pt2`` and ``textual.pt2``, which ``torch.export.load`` takes; any batch size, on the CPU."""
+
+    name: ClassVar[str] = "torch_export"
+    usage: ClassVar[str] = f"""import json, open_clip, torch
+{USAGE}
+visual, textual = (torch.export.load(f"FOLDER/{{name}}.pt2").module() for name in ("visual", "textual"))
+image = visual(preprocess(picture)[None])        # (1, D), unit norm
+text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
+
+    def refuse(self, encoder: Encoder) -> None:
+        """What holds no weights, or a tokenizer that cannot be saved."""
+        refuse(encoder, self.name)
+
+    def write(self, encoder: Encoder, folder: Path) -> None:
+        """Write both programs, ``open_clip_config.json`` and the tokenizer."""
+        write_beside(encoder, folder)
+        _save(image_embedder(encoder), example_image(encoder, 2), folder / IMAGE_FILE)
+        _save(text_embedder(encoder), example_text(encoder, 2, torch.int64), folder / TEXT_FILE)
+
+    def load(self, folder: Path, device: torch.device) -> Candidate:
+        """Through ``torch.export.load``, on the CPU, with open_clip's preprocessing and tokenizer."""
+        image, text = (torch.export.load(folder / name).module() for name in (IMAGE_FILE, TEXT_FILE))
+        beside = read_beside(folder)
+
+        def encode_image(x: Tensor) -> Tensor:
+            found: Tensor = image(x)
+            return found
+
+        def encode_text(x: Tensor) -> Tensor:
+            found: Tensor = text(x)
+            return found
+
+        return Candidate(
+            image=encode_image,
+            text=encode_text,
+            raw_image=lambda images: encode_image(torch.stack([beside.preprocess(x) for x in images])),
+            raw_text=lambda texts: encode_text(beside.tokenize(list(texts))),
+            temperature=beside.temperature,
+            versions={"open_clip_torch": version("open_clip_torch")},
+            said=(
+                "the programs ran on the CPU",
+                "torch.export.load runs code that a .pt2 file holds: take such files from people you trust alone",
+            ),
+        )
+
+
+FORMAT = TorchExportFormat
+
+
+def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
+    try:
+        with quiet_tracing(), torch.no_grad():
+            program = torch.export.export(embedder, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # torch.export raises its own classes and those of everything beneath
+        kind = type(getattr(embedder.tower, "model", embedder.tower)).__name__
+        raise ValueError(f"torch.export cannot trace the tower {kind}: {str(error)[:600]}") from error
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, "graph", None), "nodes", ()):
+            node.meta.pop("stack_trace", None)  # paths of the building machine
+    program.example_inputs = None  # stored as a pickle
+    torch.export.save(program, path)

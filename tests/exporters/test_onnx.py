@@ -1,0 +1,152 @@
+"""ONNX files that onnxruntime runs at any batch size, and a check that catches every wrong file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from clipkit.encoder import Encoder
+from clipkit.exporters.formats import make_format
+from clipkit.exporters.onnx import OnnxFormat
+from clipkit.exporters.probes import Probes
+from clipkit.exporters.prove import export_encoder, prove
+from clipkit.loading import load_encoder, load_pair
+from clipkit.towers.open_clip import pair_from_config
+
+from .conftest import CONFIGS, TEXTS, build
+
+FORMAT = OnnxFormat()
+
+
+@pytest.fixture(scope="module")
+def folder(vit: Encoder, photos: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("onnx") / "out"
+    assert export_encoder(vit, FORMAT, out, images=photos, texts=TEXTS).held
+    return out
+
+
+def test_files(folder: Path, vit: Encoder) -> None:
+    assert sorted(x.name for x in folder.iterdir()) == [
+        "open_clip_config.json",
+        "parity.json",
+        "textual.onnx",
+        "visual.onnx",
+    ]
+    report = json.loads((folder / "parity.json").read_text())
+    assert report["held"]
+    assert {check["name"] for check in report["checks"]} >= {f"images in batches of {size}" for size in (1, 2, 7)}
+    for name, given in (("visual", "image"), ("textual", "text")):
+        model = onnx.load(folder / f"{name}.onnx")
+        assert [x.version for x in model.opset_import if not x.domain] == [18]
+        assert (model.graph.input[0].name, model.graph.output[0].name) == (given, "features")
+        assert b"site-packages" not in model.SerializeToString()  # nothing of the building machine
+        assert str(Path(__file__).parents[2]).encode() not in model.SerializeToString()
+    textual = onnxruntime.InferenceSession(str(folder / "textual.onnx"))
+    for size in (1, 2, 7):
+        tokens = vit.tokenize((TEXTS * 2)[:size])
+        (found,) = textual.run(None, {"text": tokens.numpy()})
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(found, vit.encode_text((TEXTS * 2)[:size]).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("convnext", {"tokens": "int32"}), ("siglip", {"pixels": "uint8", "opset": 20})]
+)
+def test_other_towers_and_options(
+    name: str, options: dict[str, Any], photos: list[Image.Image], tmp_path: Path
+) -> None:
+    report = export_encoder(build(name), make_format("onnx", options), tmp_path / "out", images=photos, texts=TEXTS)
+    assert report.held
+    again = load_encoder(tmp_path / "out")[0]
+    assert again.logit_bias == build(name).logit_bias
+    assert torch.allclose(again.encode_image(photos), build(name).encode_image(photos), atol=1e-5)
+
+
+def test_load_takes_the_folder(folder: Path, vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
+    again, notes = load_encoder(folder)
+    assert torch.allclose(again.encode_image(photos), vit.encode_image(photos), atol=1e-5)
+    assert torch.allclose(again.encode_text(TEXTS), vit.encode_text(TEXTS), atol=1e-5)
+    assert again.log_scale == pytest.approx(vit.log_scale)
+    assert "onnxruntime" in notes[0]
+    with pytest.raises(ValueError, match="no weights to start from"):
+        load_pair(str(folder), None)
+    with pytest.raises(ValueError, match="holds ONNX files and no weights"):
+        export_encoder(again, FORMAT, tmp_path / "again")
+
+
+def test_bad_files_and_options(folder: Path, tmp_path: Path) -> None:
+    for options, said in (
+        ({"opset": 17}, "opset 17: torch's exporter writes 18 to 23"),
+        ({"tokens": "int8"}, "tokens='int8': int64 or int32"),
+        ({"colour": 1}, "has no option 'colour'; its options are opset, tokens"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make_format("onnx", options)
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "visual.onnx").write_bytes(b"no graph")
+    with pytest.raises(ValueError, match=r"onnxruntime cannot load .*visual.onnx"):
+        load_encoder(tmp_path)
+    stored = json.loads((tmp_path / "open_clip_config.json").read_text())
+    del stored["preprocess_cfg"]["mean"]
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="preprocess_cfg lacks mean"):
+        load_encoder(tmp_path)
+
+
+def changed(folder: Path, **values: Any) -> None:
+    path = folder / "open_clip_config.json"
+    stored = json.loads(path.read_text())
+    stored["preprocess_cfg"].update(values)
+    path.write_text(json.dumps(stored))
+
+
+def gelu(folder: Path, vit: Encoder) -> None:
+    """Same weights, other activation."""
+    pair = pair_from_config(CONFIGS["vit"] | {"quick_gelu": False})
+    pair.image.load_state_dict(vit.image.state_dict())
+    pair.text.load_state_dict(vit.text.state_dict())
+    FORMAT.write(Encoder.from_pair(pair, model="flipped", pretrained=None), folder)
+
+
+def bilinear(folder: Path, vit: Encoder) -> None:
+    changed(folder, interpolation="bilinear")
+
+
+def mean(folder: Path, vit: Encoder) -> None:
+    changed(folder, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+
+
+def end_of_text(folder: Path, vit: Encoder) -> None:
+    model = onnx.load(folder / "textual.onnx")
+    held = [*model.graph.initializer] + [a.t for n in model.graph.node for a in n.attribute if a.HasField("t")]
+    ends = [x for x in held if x.data_type == 7 and not x.dims and int(onnx.numpy_helper.to_array(x)) == 49407]
+    assert ends, "the graph pools by no number"
+    for x in ends:
+        x.CopyFrom(onnx.numpy_helper.from_array(np.array(49406, dtype=np.int64), x.name))
+    onnx.save(model, folder / "textual.onnx")
+
+
+def channels(folder: Path, vit: Encoder) -> None:
+    model = onnx.load(folder / "visual.onnx")
+    (held,) = [x for x in model.graph.initializer if list(x.dims) == [64, 3, 16, 16]]
+    held.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(held)[:, ::-1].copy(), held.name))
+    onnx.save(model, folder / "visual.onnx")
+
+
+@pytest.mark.parametrize("harm", [gelu, bilinear, mean, end_of_text, channels])
+def test_a_wrong_folder_is_caught(
+    folder: Path, vit: Encoder, photos: list[Image.Image], tmp_path: Path, harm: Callable[[Path, Encoder], None]
+) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    probes = Probes.of(photos, TEXTS)
+    harm(tmp_path, vit)
+    assert not prove(vit, FORMAT, tmp_path, probes).held
