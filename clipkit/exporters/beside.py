@@ -13,8 +13,8 @@ from torch import Tensor
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.open_clip import save_tokenizer
+from clipkit.towers.model_files import CONFIG_FILE
 from clipkit.towers.onnx import OnnxModel
-from clipkit.towers.open_clip import CONFIG_FILE
 
 USAGE = """from open_clip.transform import PreprocessCfg, image_transform_v2
 stored = json.load(open("FOLDER/open_clip_config.json"))

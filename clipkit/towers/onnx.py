@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.towers.base import Features, unit
-from clipkit.towers.model_files import read_config_file
-from clipkit.towers.open_clip import CONFIG_FILE, ImageTower, OpenClipPair, TextTower, build_tokenizer
+from clipkit.towers.model_files import CONFIG_FILE, read_config_file
+from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, build_tokenizer
 
 IMAGE_FILE, TEXT_FILE = "visual.onnx", "textual.onnx"
 _NUMBERS = {
