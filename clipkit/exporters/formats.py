@@ -8,10 +8,10 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from clipkit.config.names import DISTRIBUTION
+
 if TYPE_CHECKING:
     from clipkit.exporters.candidate import Format
-
-DISTRIBUTION = "clipkit-train"
 
 
 class Entry(NamedTuple):

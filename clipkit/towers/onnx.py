@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clipkit.config.names import DISTRIBUTION
 from clipkit.towers.base import Features, unit
 from clipkit.towers.model_files import CONFIG_FILE, read_config_file
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, build_tokenizer
@@ -39,7 +40,7 @@ class OnnxModel(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         if importlib.util.find_spec("onnxruntime") is None:
-            raise ValueError(f"{path} needs onnxruntime: pip install 'clipkit-train[onnx]'")
+            raise ValueError(f"{path} needs onnxruntime: pip install '{DISTRIBUTION}[onnx]'")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
