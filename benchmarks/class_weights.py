@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clipkit.encoder import Encoder
 from clipkit.evaluation.encodings import Encodings
-from clipkit.evaluation.prompts import openai_templates
+from clipkit.evaluation.named_sets import templates_of
 from clipkit.towers.open_clip import pair_from_config
 
 CONFIG = {
@@ -54,7 +54,7 @@ def main() -> int:
     torch.manual_seed(0)
     encoder = Encoder.from_pair(pair_from_config(CONFIG), model="tiny", pretrained=None)
     names = list(open_clip.IMAGENET_CLASSNAMES)[: 100 if short else 1000]
-    templates = list(openai_templates())
+    templates = list(templates_of("openai80"))
 
     def theirs() -> Tensor:
         return zero_shot_classifier(Peer(encoder), encoder.tokenize, names, templates, "cpu", amp=False).T

@@ -11,12 +11,12 @@ from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from clipkit import api
 from clipkit.data.embedded import materialise
 from clipkit.encoder import Encoder
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
-from clipkit.exporters.open_clip import export_open_clip
 from clipkit.towers.open_clip import pair_from_config
 
 CONFIG = {
@@ -32,7 +32,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Any, Any, A
     torch.manual_seed(0)
     encoder = Encoder.from_pair(pair_from_config(CONFIG), model="tiny", pretrained=None)
     out = tmp_path_factory.mktemp("export") / "out"
-    export_open_clip(encoder, out)
+    api.export(encoder, "open_clip", out)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{out}")
     return encoder, model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{out}")
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clipkit import api
 from clipkit.cli.main import run
 from clipkit.encoder import Encoder
 from clipkit.explanation.explain import MOST_WORDS, explain
-from clipkit.exporters.open_clip import export_open_clip
 from clipkit.losses.infonce import infonce
 from clipkit.towers import places
 from clipkit.towers.open_clip import pair_from_config
@@ -122,7 +122,7 @@ def test_integrated_gradients_sum_to_what_the_image_adds(encoder, monkeypatch):
 def test_pictures_are_written_for_an_exported_model(encoder, tmp_path, capsys):
     if encoder.info.model != "vit":
         pytest.skip("one export is enough")
-    export_open_clip(encoder, tmp_path / "model")
+    api.export(encoder, "open_clip", tmp_path / "model")
     Image.fromarray(draw({CORNERS[0]: "red"}).permute(1, 2, 0).numpy()).save(tmp_path / "a.png")
     words = " ".join(f"w{i}" for i in range(MOST_WORDS + 3))
     arguments = ["explain", str(tmp_path / "model"), str(tmp_path / "a.png"), words, "--out", str(tmp_path / "e.png")]
