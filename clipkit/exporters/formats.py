@@ -8,8 +8,6 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from clipkit.config.names import DISTRIBUTION
-
 if TYPE_CHECKING:
     from clipkit.exporters.candidate import Format
 
@@ -51,6 +49,8 @@ def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
     entry = FORMATS[name]
     missing = [package for package in entry.needs if importlib.util.find_spec(package) is None]
     if missing:
+        from clipkit.config.names import DISTRIBUTION  # late: it loads pydantic
+
         line = f"pip install '{DISTRIBUTION}[{entry.extra}]'"
         raise ValueError(f"the format {name} needs {', '.join(missing)}, which is not installed: {line}")
     kind = importlib.import_module(f"clipkit.exporters.{entry.module}").FORMAT
