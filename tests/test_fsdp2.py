@@ -64,6 +64,7 @@ def test_what_is_not_spread_is_averaged_and_the_norm_counts_each_number_once(two
     assert "got 2" in two_ranks.run(RANK_JOBS, "mesh_of_two_dimensions")[0]
 
 
+@pytest.mark.slow  # whole runs
 def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(two_ranks, config, shards, tmp_path):  # noqa: F811
     common = {"optim.ema": 0.9, "trainer.micro_batch": 3, "trainer.devices": "auto"}
     common |= {"data.val": {"squares": {"shards": f"{shards}/00000.tar"}}}
@@ -91,6 +92,7 @@ def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow  # whole runs
 def test_locks_bf16_heads_views_and_a_bad_gradient_are_as_under_ddp(two_ranks, config, tiny_model, shards, tmp_path):  # noqa: F811
     (tmp_path / "fsdp2_spoiler.py").write_text(SPOILER.format(position=16, rank=1))
     (tmp_path / "other").mkdir()
