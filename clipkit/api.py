@@ -252,7 +252,8 @@ def finder(
     from clipkit.embedding.find import Finder
     from clipkit.embedding.manifest import NAME, read_manifest
     from clipkit.embedding.store import Store
-    from clipkit.evaluation.fingerprints import digest, encoder_hashes
+    from clipkit.evaluation.digests import digest
+    from clipkit.evaluation.fingerprints import encoder_hashes
 
     place = Path(folder)
     made = (place / NAME).is_file()

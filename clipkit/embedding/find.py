@@ -15,7 +15,8 @@ from clipkit.embedding.approximate import Index
 from clipkit.embedding.search import top_k
 from clipkit.embedding.store import Shown, Store
 from clipkit.encoder import Encoder
-from clipkit.evaluation.fingerprints import digest, encoder_hashes
+from clipkit.evaluation.digests import digest
+from clipkit.evaluation.fingerprints import encoder_hashes
 
 _log = logging.getLogger(__name__)
 Kind = Literal["images", "texts"]

@@ -12,7 +12,8 @@ from clipkit.config.names import DISTRIBUTION
 from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Part
 from clipkit.encoder import Encoder
-from clipkit.evaluation.fingerprints import digest, encoder_hashes
+from clipkit.evaluation.digests import digest
+from clipkit.evaluation.fingerprints import encoder_hashes
 
 NAME, DONE = "manifest.json", "parts"
 FORMAT = 1

@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -22,20 +21,11 @@ from torch import Tensor
 from clipkit import distributed
 from clipkit.data.atomic import write_atomically
 from clipkit.encoder import Encoder
+from clipkit.evaluation.digests import digest
 from clipkit.evaluation.samples import ImageFile
 
 _log = logging.getLogger(__name__)
-_VERSION = 2  # of what the figures of a file mean
-
-
-def weights_digest(encoder: Encoder) -> str:
-    """SHA-256 of the image tower's weights: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.image.state_dict().items()):
-        data = value.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {list(data.shape)}\n".encode())
-        digest.update(_bytes(data))
-    return digest.hexdigest()
+_VERSION = 3  # of what the figures of a file mean
 
 
 def manifest_digest(images: Sequence[ImageFile]) -> str:
@@ -44,22 +34,22 @@ def manifest_digest(images: Sequence[ImageFile]) -> str:
     Raises:
         OSError: If a file is gone.
     """
-    digest = hashlib.sha256()
+    state = hashlib.sha256()
     states: dict[Path, tuple[int, int, int]] = {}
     for image in images:
         if image.path not in states:
             found = os.stat(image.path)
             states[image.path] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
         line = [os.path.abspath(image.path), image.key, image.offset, image.length, image.box, *states[image.path]]
-        digest.update(json.dumps(line).encode() + b"\n")
-    return digest.hexdigest()
+        state.update(json.dumps(line).encode() + b"\n")
+    return state.hexdigest()
 
 
 def features_key(encoder: Encoder, images: Sequence[ImageFile], kinds: Sequence[str], precision: str) -> str:
     """The name under which features are kept."""
     parts = {
         "version": _VERSION,
-        "weights": weights_digest(encoder),
+        "weights": digest(encoder.image.state_dict()),
         "model": encoder.info.config,
         "preprocess": encoder.info.preprocess,
         "device": encoder.device.type,
@@ -98,7 +88,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            whole = (file.metadata() or {}).get("sha256") == _digest(found)
+            whole = (file.metadata() or {}).get("sha256") == digest(found)
     except (SafetensorError, OSError, ValueError) as error:
         _log.warning("%s: damaged features (%s) are made again", path, error)
         return None
@@ -109,21 +99,9 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    content = save({name: value.contiguous() for name, value in tensors.items()}, {"sha256": _digest(tensors)})
+    content = save({name: value.contiguous() for name, value in tensors.items()}, {"sha256": digest(tensors)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file: file.write(content))
     except OSError as error:
         _log.warning("%s: the features could not be kept (%s)", path, error)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(_bytes(value.contiguous()))
-    return digest.hexdigest()
-
-
-def _bytes(data: Tensor) -> bytes:
-    return data.reshape(-1).view(torch.uint8).numpy().tobytes() if data.numel() else b""

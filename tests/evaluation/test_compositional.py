@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from clipkit.evaluation.compositional import Compositional
+from clipkit.evaluation.digests import digest
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.feature_cache import manifest_digest
-from clipkit.evaluation.fingerprints import digest
 from clipkit.evaluation.pairs import open_pairs
 from clipkit.evaluation.samples import ImageFile
 

@@ -13,9 +13,10 @@ from clip_benchmark.cli import main_build
 from clipkit.cli.main import run
 from clipkit.config.evaluate import ZeroShotSpec
 from clipkit.encoder import Encoder, EncoderInfo
+from clipkit.evaluation.digests import digest
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.engine import Question, Setting, evaluate_sets
-from clipkit.evaluation.fingerprints import digest, encoder_hashes, evaluator_hashes
+from clipkit.evaluation.fingerprints import encoder_hashes, evaluator_hashes
 from clipkit.evaluation.preprocessing import preprocessing_doubt
 from clipkit.evaluation.retrieval import Retrieval
 from clipkit.evaluation.zero_shot import ZeroShot
