@@ -9,7 +9,7 @@ import torch
 
 import clipkit
 from clipkit.checkpoint import read_checkpoint, verify
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, Ranks
 from tests.test_guard import SPOILER
 from tests.test_training import config, record, write_config  # noqa: F401  (config is a fixture)
 
@@ -48,24 +48,31 @@ def agree(one, two, step, *, since=0, tolerance=1e-5):
             assert found == pytest.approx(wanted, rel=10 * tolerance, nan_ok=True), (x["step"], name)
 
 
+@pytest.fixture(scope="module")
+def own_ranks():
+    """Two ranks that have done nothing else, as a run's have: in one that had served a whole session gloo's thread once crashed."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
 @pytest.mark.parametrize("micro_batch", [None, 3])
-def test_unequal_rows_and_lengths_neither_hang_nor_change_the_gradient(two_ranks, tiny_model, micro_batch):
-    for worst, tensors in two_ranks.run(RANK_JOBS, "sharded_gradients", tiny_model, micro_batch):
+def test_unequal_rows_and_lengths_neither_hang_nor_change_the_gradient(own_ranks, tiny_model, micro_batch):
+    for worst, tensors in own_ranks.run(RANK_JOBS, "sharded_gradients", tiny_model, micro_batch):
         assert worst < 1e-9
         assert tensors > 20
 
 
-def test_what_is_not_spread_is_averaged_and_the_norm_counts_each_number_once(two_ranks):
-    for plain, spread, norm, _ in two_ranks.run(RANK_JOBS, "unspread_gradients"):
+def test_what_is_not_spread_is_averaged_and_the_norm_counts_each_number_once(own_ranks):
+    for plain, spread, norm, _ in own_ranks.run(RANK_JOBS, "unspread_gradients"):
         assert plain == [1.5, 3.0]
         assert spread == [2.0]
         assert norm == pytest.approx((15 * 4 + 1.5**2 + 9) ** 0.5)
-    assert [rows for *_, rows in two_ranks.run(RANK_JOBS, "unspread_gradients")] == [3, 2]
-    assert "got 2" in two_ranks.run(RANK_JOBS, "mesh_of_two_dimensions")[0]
+    assert [rows for *_, rows in own_ranks.run(RANK_JOBS, "unspread_gradients")] == [3, 2]
+    assert "got 2" in own_ranks.run(RANK_JOBS, "mesh_of_two_dimensions")[0]
 
 
-@pytest.mark.slow  # whole runs
-def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(two_ranks, config, shards, tmp_path):  # noqa: F811
+def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(own_ranks, config, shards, tmp_path):  # noqa: F811
     common = {"optim.ema": 0.9, "trainer.micro_batch": 3, "trainer.devices": "auto"}
     common |= {"data.val": {"squares": {"shards": f"{shards}/00000.tar"}}}
     common |= {"evaluate.every": "6 steps", "evaluate.at_start": True}
@@ -77,7 +84,7 @@ def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(
     eighth = (str(fsdp2 / "checkpoints" / "8"), str(ddp / "checkpoints" / "8"))
     runs = [run("ddp", "ddp"), run("fsdp2", "fsdp2")]
     runs += [run("to_ddp", "ddp", eighth[0]), run("to_fsdp2", "fsdp2", eighth[1])]
-    shares = two_ranks.run(RANK_JOBS, "fits", runs, str(tmp_path))
+    shares = own_ranks.run(RANK_JOBS, "fits", runs, str(tmp_path))
     for held in zip(*shares, strict=True):
         assert sum(held) in (1, 2)
     assert [0.49 < share < 0.51 for share in shares[0]] == [False, True, False, True]
@@ -92,8 +99,7 @@ def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow  # whole runs
-def test_locks_bf16_heads_views_and_a_bad_gradient_are_as_under_ddp(two_ranks, config, tiny_model, shards, tmp_path):  # noqa: F811
+def test_locks_bf16_heads_views_and_a_bad_gradient_are_as_under_ddp(own_ranks, config, tiny_model, shards, tmp_path):  # noqa: F811
     (tmp_path / "fsdp2_spoiler.py").write_text(SPOILER.format(position=16, rank=1))
     (tmp_path / "other").mkdir()
     with_heads = write_config(tmp_path / "other", tiny_model, shards, loss=None, losses=SLIP)
@@ -108,7 +114,7 @@ def test_locks_bf16_heads_views_and_a_bad_gradient_are_as_under_ddp(two_ranks, c
             changed = changes | more | {"trainer.length": "3 steps"}
             plugin = "fsdp2_spoiler" if name == "heads" else None
             runs.append((str(with_heads if name == "heads" else config), changed, "never", plugin))
-    two_ranks.run(RANK_JOBS, "fits", runs, str(tmp_path))
+    own_ranks.run(RANK_JOBS, "fits", runs, str(tmp_path))
     for name in EACH:
         agree(tmp_path / f"{name}_fsdp2", tmp_path / f"{name}_ddp", 3)
     counts = read_checkpoint(tmp_path / "heads_fsdp2" / "checkpoints" / "3").state["optimizer_states"][0]["state"]
