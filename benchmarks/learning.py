@@ -39,6 +39,7 @@ from clipkit.config import load_config
 from clipkit.data.embedded import materialise
 from clipkit.encoder import Encoder
 from clipkit.quiet import quieten
+from clipkit.running import Run
 
 STEPS, PAIRS, ROUNDS, CURVE_RATE = 200, 32, 10, 3e-4
 FULL_STEPS, QUICK_STEPS = 2000, 150
@@ -107,7 +108,7 @@ def curve_difference(dtype: torch.dtype, steps: int = STEPS) -> float:
         for scale in module.scales.values():
             scale.log_scale.data.copy_(peer.logit_scale.data)
         quieten()
-        run = training._Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
+        run = Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
         trainer, _ = training._trainer(run, None, Agreement(), {}, None)
         curve = Curve()
         trainer.callbacks.append(curve)

@@ -29,6 +29,7 @@ from clipkit.callbacks.agreement import Agreement
 from clipkit.config import RunConfig, load_config
 from clipkit.module import Batch, CLIPModule
 from clipkit.quiet import quieten
+from clipkit.running import Run
 
 STEP_SECONDS = 0.5
 PAIRS, WARM_UP, BLOCK = 16, 20, 100
@@ -163,7 +164,7 @@ def measure(folder: Path, steps: int, changes: Sequence[str] = ()) -> list[tuple
     module = build_module(config, pair, steps=len(data), warmup=0, own_losses={})
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
     quieten()
-    run = training._Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
+    run = Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
     trainer, _ = training._trainer(run, None, Agreement(), {}, None)
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 
 from clipkit import distributed
 from clipkit.allowed import Allowed
@@ -23,22 +22,15 @@ from clipkit.building import (
     prepare_data,
     workers,
 )
-from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
-from clipkit.callbacks.checkpoints import FolderCheckpointIO, SaveCheckpoints
+from clipkit.callbacks.checkpoints import FolderCheckpointIO
 from clipkit.callbacks.early_stop import EarlyStop
-from clipkit.callbacks.ema import Ema
-from clipkit.callbacks.evaluate import Evaluate
-from clipkit.callbacks.guard import ReportSkipped
-from clipkit.callbacks.metrics import RECORD, MetricsLog, OffTheClock
+from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.outcome import closing_lines
-from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
-from clipkit.config import Duration, RunConfig
-from clipkit.data.datamodule import ShardDataModule
+from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
-from clipkit.loggers import build_loggers
 from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
@@ -58,10 +50,8 @@ from clipkit.run_folder import (
     stopped_early,
     write_stopped,
 )
+from clipkit.running import Run, Tasks, callbacks, clocks
 from clipkit.strategy import strategy_of
-from clipkit.towers.open_clip import OpenClipPair
-
-Tasks = Callable[[], dict[str, Any]] | None
 
 
 def train(
@@ -90,7 +80,7 @@ def train(
     """
     quieten()
     _share_cores(config)
-    agreement = Agreement(_clocks(config))
+    agreement = Agreement(clocks(config))
     agreement.listen()
     try:
         losses = dict(own_losses or {})
@@ -145,7 +135,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     pair = build_model(config)
     data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allowed.pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
-    run = _Run(config, folder, ranks, pair, data, losses, plugin)
+    run = Run(config, folder, ranks, pair, data, losses, plugin)
     end = min(steps, run.steps)
     if (
         found is not None and step >= end
@@ -167,31 +157,6 @@ def _agreed_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
     return (None if path is None else Path(path)), passed_over
 
 
-@dataclass
-class _Run:
-    """What the parts of a run share while it is put together."""
-
-    config: RunConfig
-    folder: Path
-    ranks: tuple[int, int]
-    pair: OpenClipPair
-    data: ShardDataModule
-    own_losses: dict[str, LossFactory]
-    plugin: Plugin | None
-
-    @property
-    def steps(self) -> int:
-        return self.in_steps(self.config.trainer.length)
-
-    def in_steps(self, duration: Duration) -> int:
-        return duration.steps(self.config.data.batch_size, self.data.epoch_samples)
-
-    def in_samples(self, duration: Duration | None) -> int | None:
-        if duration is None or duration.unit == "seconds":
-            return None
-        return max(1, duration.samples(self.config.data.batch_size, self.data.epoch_samples))
-
-
 def _share_cores(config: RunConfig) -> None:
     """On CPU, leave the loader's workers cores of their own: threads that wait for each other's cores are slower than fewer."""
     if uses_gpu(config) or "OMP_NUM_THREADS" in os.environ:
@@ -200,7 +165,7 @@ def _share_cores(config: RunConfig) -> None:
     torch.set_num_threads(max(1, cores - workers(config)))
 
 
-def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
+def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     config = run.config
     module = build_module(
         config, run.pair, steps=run.steps, warmup=run.in_steps(config.optim.warmup), own_losses=run.own_losses
@@ -229,7 +194,7 @@ def _fit(run: _Run, found: Path | None, agreement: Agreement) -> Outcome:
     return Outcome(run.folder, step, run.steps, stopped, figures, reason)
 
 
-def _auto_micro_batch(run: _Run, module: CLIPModule, found: Path | None) -> int | None:
+def _auto_micro_batch(run: Run, module: CLIPModule, found: Path | None) -> int | None:
     """The choice of the run that goes on, if its ranks were as many: another one would round otherwise. Else a new one."""
     kept = None if found is None else recorded_micro_batch(found)
     if kept is not None and kept["ranks"] == distributed.world_size():
@@ -242,7 +207,7 @@ def _auto_micro_batch(run: _Run, module: CLIPModule, found: Path | None) -> int 
     return choice.micro_batch
 
 
-def _tasks(run: _Run, module: CLIPModule) -> Tasks:
+def _tasks(run: Run, module: CLIPModule) -> Tasks:
     """What is evaluated, opened and looked at now: a mistake in it must not show after a night of training."""
     tasks = build_tasks(run.config, module, run.pair)
     if not run.config.data.val:
@@ -256,7 +221,7 @@ def _tasks(run: _Run, module: CLIPModule) -> Tasks:
 
 
 def _trainer(
-    run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any], micro_batch: int | None
+    run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any], micro_batch: int | None
 ) -> tuple[Any, FolderCheckpointIO]:
     from lightning.pytorch import Trainer
 
@@ -272,7 +237,7 @@ def _trainer(
         precision=config.trainer.precision,
         max_epochs=1,
         logger=False,
-        callbacks=_callbacks(run, tasks, agreement, figures),
+        callbacks=callbacks(run, tasks, agreement, figures),
         plugins=[checkpoint_io],
         enable_checkpointing=False,
         use_distributed_sampler=False,
@@ -284,68 +249,7 @@ def _trainer(
     return trainer, checkpoint_io
 
 
-def _callbacks(run: _Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
-    """What acts at the end of a step, in this order."""
-    config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
-    window = max(1, run.in_steps(config.logging.every))
-    loggers: list[Any] = []
-    distributed.on_rank_0(
-        lambda: loggers.extend(build_loggers(config, run.folder))
-    )  # a missing package stops all ranks
-    metrics = MetricsLog(
-        folder=run.folder,
-        every=window,
-        batch_size=batch_size,
-        loggers=loggers,
-        csv_copy=config.logging.csv,
-        progress=Progress(steps),
-    )
-    now: dict[str, Any] = {}
-    evaluate = Evaluate(
-        tasks=tasks,
-        at_start=config.evaluate.at_start,
-        every=run.in_samples(config.evaluate.every),
-        batch_size=batch_size,
-        steps=steps,
-        agreement=agreement,
-        metrics=metrics,
-        figures=figures,
-        now=now,
-    )
-    stop = config.evaluate.stop
-    monitor = config.watched_figure
-    early = (
-        [EarlyStop(monitor=monitor, patience=stop.patience, min_delta=stop.min_delta, figures=now)]
-        if stop is not None and monitor is not None
-        else []
-    )
-    save = SaveCheckpoints(
-        folder=run.folder / "checkpoints",
-        every=run.in_samples(config.checkpoint.every),
-        batch_size=batch_size,
-        steps=steps,
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        best=config.best_figure,
-        agreement=agreement,
-        figures=now,
-    )
-    account = DataAccount(
-        folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
-    )
-    guard = ReportSkipped(every=window, steps=steps)
-    ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
-
-
-def _clocks(config: RunConfig) -> dict[str, float]:
-    every = {"checkpoint": config.checkpoint.every, "evaluate": config.evaluate.every}
-    return {
-        flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"
-    }
-
-
-def _checkpoint_info(run: _Run, micro_batch: int | None) -> dict[str, Any]:
+def _checkpoint_info(run: Run, micro_batch: int | None) -> dict[str, Any]:
     preprocess = {
         name: list(value) if isinstance(value, tuple) else value for name, value in run.pair.preprocess.items()
     }
@@ -366,7 +270,7 @@ def _checkpoint_info(run: _Run, micro_batch: int | None) -> dict[str, Any]:
     }
 
 
-def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
+def _announce(run: Run, module: CLIPModule, found: Path | None) -> None:
     trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
     world = run.ranks[0] * run.ranks[1]
     epoch = "streamed pairs" if run.data.epoch_samples is None else f"{run.data.epoch_samples:,} pairs an epoch"
@@ -379,7 +283,7 @@ def _announce(run: _Run, module: CLIPModule, found: Path | None) -> None:
         say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")
 
 
-def _last_words(run: _Run, step: int, stopped: str | None, early: str | None) -> None:
+def _last_words(run: Run, step: int, stopped: str | None, early: str | None) -> None:
     if early is not None:
         write_stopped(run.folder, reason=early, step=step, steps=run.steps, code=0, rule=stop_rule(run.config))
     if stopped is None:

@@ -1,0 +1,119 @@
+"""A run while it is put together, and what acts at the end of each of its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from clipkit import distributed
+from clipkit.building import LossFactory
+from clipkit.callbacks.account import DataAccount
+from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.checkpoints import SaveCheckpoints
+from clipkit.callbacks.early_stop import EarlyStop
+from clipkit.callbacks.ema import Ema
+from clipkit.callbacks.evaluate import Evaluate
+from clipkit.callbacks.guard import ReportSkipped
+from clipkit.callbacks.metrics import MetricsLog, OffTheClock
+from clipkit.callbacks.progress import Progress
+from clipkit.config import Duration, RunConfig
+from clipkit.data.datamodule import ShardDataModule
+from clipkit.loggers import build_loggers
+from clipkit.plugins import Plugin
+from clipkit.towers.open_clip import OpenClipPair
+
+Tasks = Callable[[], dict[str, Any]] | None
+
+
+@dataclass
+class Run:
+    """What the parts of a run share while it is put together."""
+
+    config: RunConfig
+    folder: Path
+    ranks: tuple[int, int]
+    pair: OpenClipPair
+    data: ShardDataModule
+    own_losses: dict[str, LossFactory]
+    plugin: Plugin | None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.in_steps(self.config.trainer.length)
+
+    def in_steps(self, duration: Duration) -> int:
+        """A duration in optimiser steps."""
+        return duration.steps(self.config.data.batch_size, self.data.epoch_samples)
+
+    def in_samples(self, duration: Duration | None) -> int | None:
+        """A duration in samples over all ranks; None for none and for a time, which is a clock's."""
+        if duration is None or duration.unit == "seconds":
+            return None
+        return max(1, duration.samples(self.config.data.batch_size, self.data.epoch_samples))
+
+
+def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
+    """What acts at the end of a step, in this order."""
+    config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
+    window = max(1, run.in_steps(config.logging.every))
+    loggers: list[Any] = []
+    distributed.on_rank_0(
+        lambda: loggers.extend(build_loggers(config, run.folder))
+    )  # a missing package stops all ranks
+    metrics = MetricsLog(
+        folder=run.folder,
+        every=window,
+        batch_size=batch_size,
+        loggers=loggers,
+        csv_copy=config.logging.csv,
+        progress=Progress(steps),
+    )
+    now: dict[str, Any] = {}
+    evaluate = Evaluate(
+        tasks=tasks,
+        at_start=config.evaluate.at_start,
+        every=run.in_samples(config.evaluate.every),
+        batch_size=batch_size,
+        steps=steps,
+        agreement=agreement,
+        metrics=metrics,
+        figures=figures,
+        now=now,
+    )
+    stop = config.evaluate.stop
+    monitor = config.watched_figure
+    early = (
+        [EarlyStop(monitor=monitor, patience=stop.patience, min_delta=stop.min_delta, figures=now)]
+        if stop is not None and monitor is not None
+        else []
+    )
+    save = SaveCheckpoints(
+        folder=run.folder / "checkpoints",
+        every=run.in_samples(config.checkpoint.every),
+        batch_size=batch_size,
+        steps=steps,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best=config.best_figure,
+        agreement=agreement,
+        figures=now,
+    )
+    account = DataAccount(
+        folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
+    )
+    guard = ReportSkipped(every=window, steps=steps)
+    ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
+    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
+
+
+def clocks(config: RunConfig) -> dict[str, float]:
+    """Seconds between two risings of each flag that goes by the clock."""
+    every = {"checkpoint": config.checkpoint.every, "evaluate": config.evaluate.every}
+    return {
+        flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"
+    }
