@@ -1,8 +1,8 @@
 """open_clip's recipe for ``learning.py``: its model, transforms and ``ClipLoss``, and the few lines of its loop, rebuilt.
 
-The schedule is ``open_clip_train``'s own. From its ``main`` and ``train`` (3.3.0), which cannot be called without its data and its options,
-come: AdamW's groups (no decay for vectors and for names with ``bn``, ``ln``, ``bias``, ``logit_scale``), the rate set before each step,
-clipping, and the clamp of the log scale to [0, ln 100] after each step.
+From ``open_clip_train``'s ``main``, ``train`` and ``scheduler`` (3.3.0), which cannot be called without its data and its options, come: AdamW's
+groups (no decay for vectors and for names with ``bn``, ``ln``, ``bias``, ``logit_scale``), the warmed-up cosine set before each step, clipping,
+and the clamp of the log scale to [0, ln 100] after each step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip_train.scheduler import cosine_lr
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -92,11 +91,11 @@ def train_peer(
     """Train as open_clip does; the loss of each step, in nats."""
     loss_of = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), eps=1e-6)
-    schedule = cosine_lr(optimizer, lr, warmup, steps)
     losses = []
     model.train()
     for step, (image, text) in enumerate(batches):
-        schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, lr, warmup, steps)
         optimizer.zero_grad()
         found = model(image, text)
         image_features, text_features, scale = found if isinstance(found, tuple) else found.values()
@@ -108,6 +107,13 @@ def train_peer(
             model.logit_scale.clamp_(0, math.log(100))
         losses.append(float(loss.detach()))
     return losses
+
+
+def rate(step: int, lr: float, warmup: int, steps: int) -> float:
+    """The learning rate of a step, counted from 0: linear up to ``lr``, then half a cosine down."""
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) * lr
 
 
 def groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

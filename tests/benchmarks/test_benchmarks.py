@@ -31,7 +31,7 @@ LONG = (
 BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 
 
-def run(*arguments, timeout=150):
+def run(*arguments, timeout=290):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
