@@ -56,7 +56,8 @@ def fit(
     Args:
         config: A configuration file, the name of a shipped one, or a loaded configuration.
         overrides: ``{"optim.lr": 1e-3, "run": "runs/mine"}`` or ``["optim.lr=1e-3"]``.
-        resume: ``auto`` goes on from the newest checkpoint that verifies, ``never`` refuses a folder that has one, or a checkpoint folder.
+        resume: ``auto`` goes on from the newest checkpoint that verifies, ``never`` refuses a folder that has one; or a checkpoint folder,
+            or the URL of a copy (``checkpoint.copy_to``).
         losses: Own losses by name, beside those of the configuration: each a function that is given ``scale_of(pair)`` and returns a
             ``clipkit.losses.base.Loss``. Only in one process, or under torchrun.
         plugin: A module with ``LOSSES``, such a mapping; it is imported on every rank.

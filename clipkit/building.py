@@ -336,7 +336,8 @@ def _refuse_epochs(config: RunConfig) -> None:
     durations = {
         "trainer.length": config.trainer.length,
         "optim.warmup": config.optim.warmup,
-        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.every": config.checkpoint.by_data,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
         "evaluate.every": config.evaluate.every,
         "logging.every": config.logging.every,
         **{f"data.stages.{name}.until": stage.until for name, stage in config.data.stages.items()},

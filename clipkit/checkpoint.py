@@ -8,6 +8,7 @@ is whole.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -24,6 +25,7 @@ from torch import Tensor
 
 MODEL, STATE, INFO, MANIFEST = "model.safetensors", "state.pt", "state.json", "manifest.json"
 VERSION = 1
+ROOM = 1.2  # how many times its size must be free before a checkpoint is begun
 
 
 class CheckpointError(ValueError):
@@ -42,6 +44,15 @@ class Checkpoint:
     """Position, versions, fingerprints: plain JSON."""
 
 
+def snapshot(checkpoint: Checkpoint) -> Checkpoint:
+    """The same on the CPU in memory of its own: what is trained afterwards does not change it.
+
+    Raises:
+        ValueError: If it holds anything else than tensors and JSON types; the message names the place.
+    """
+    return _plain_checkpoint(checkpoint, copy=True)
+
+
 def write_checkpoint(
     folder: Path, *, model: Mapping[str, Tensor], state: Mapping[str, Any], info: Mapping[str, Any]
 ) -> None:
@@ -55,23 +66,23 @@ def write_checkpoint(
 
     Raises:
         ValueError: If ``state`` holds anything else than tensors and JSON types; the message names the place.
-        OSError: If the disk refuses; nothing is left behind then.
+        OSError: If the disk refuses, or has less than ``ROOM`` times its size free; nothing is left behind then.
     """
-    _refuse_objects(state, "state")
+    plain = _plain_checkpoint(Checkpoint(dict(model), dict(state), dict(info)), copy=False)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    check_room(folder.parent, _bytes(plain.model) + _bytes(plain.state))
     temporary = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.items()}
+        temporary.mkdir()
         files = {
-            MODEL: _write(temporary / MODEL, save(weights)),
-            STATE: _save_state(temporary / STATE, state),
-            INFO: _write(temporary / INFO, json.dumps(info, indent=1).encode()),
+            MODEL: _write(temporary / MODEL, save(plain.model)),
+            STATE: _save_state(temporary / STATE, plain.state),
+            INFO: _write(temporary / INFO, json.dumps(plain.info, indent=1).encode()),
         }
         _write(temporary / MANIFEST, json.dumps({"version": VERSION, "files": files}, indent=1).encode())
-        _sync_folder(temporary)
-        _put_in_place(temporary, folder)
+        sync(temporary)
+        put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -86,10 +97,13 @@ def verify(folder: Path) -> str | None:
             return f"{MANIFEST} has version {manifest['version']}, this clipkit reads {VERSION}"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     for name in (MODEL, STATE, INFO):
-        reason = _differs(folder / name, files.get(name) if isinstance(files, dict) else None)
+        try:
+            reason = _differs(folder / name, files.get(name) if isinstance(files, dict) else None)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror})"
         if reason is not None:
             return f"{name} {reason}"
     return None
@@ -144,6 +158,14 @@ def remove_checkpoint(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename a checkpoint so that it is none any more: one of another future than the run's, or one that does not verify."""
+    aside = folder.with_name(f"{folder.name}.passed-over")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
+
+
 def remove_unfinished(checkpoints: Path) -> None:
     """Delete what writers that were killed left behind."""
     for pattern in (".*.writing-*", ".*.replaced-*"):
@@ -174,48 +196,137 @@ def _differs(path: Path, entry: Any) -> str | None:
     return None
 
 
+class _Hashed:
+    """A file under way to the disk: it knows size and hash of what it was given, and what the disk refused.
+
+    Args:
+        file: Where it goes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write on."""
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.refusal = error
+            raise
+        self.digest.update(data)
+        size = memoryview(data).nbytes
+        self.size += size
+        return size
+
+    def flush(self) -> None:
+        """Hand it to the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"size": self.size, "sha256": self.digest.hexdigest()}
+
+
 def _write(path: Path, data: bytes) -> dict[str, Any]:
     with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        hashed = _Hashed(file)
+        hashed.write(data)
+        hashed.flush()
+    return hashed.entry()
 
 
 def _save_state(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     with path.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        hashed = _Hashed(file)
+        try:
+            torch.save(dict(state), hashed)  # type: ignore[arg-type]
+        except RuntimeError:
+            if hashed.refusal is not None:  # torch's writer hides what the disk said behind its own position
+                raise hashed.refusal from None
+            raise
+        hashed.flush()
+    return hashed.entry()
 
 
-def _put_in_place(temporary: Path, folder: Path) -> None:
+def check_room(folder: Path, size: int) -> None:
+    """Whether ``ROOM`` times so many bytes are free.
+
+    Raises:
+        OSError: If not.
+    """
+    free, wanted = shutil.disk_usage(folder).free, int(ROOM * size)
+    if free < wanted:
+        text = f"{free / 1e6:,.1f} MB are free and {wanted / 1e6:,.1f} MB wanted, {ROOM} times the checkpoint's size"
+        raise OSError(errno.ENOSPC, text, str(folder))
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Give a folder that is whole its own name; what stood there goes, or stays if that cannot be done."""
     replaced = folder.with_name(f".{folder.name}.replaced-{os.getpid()}")
-    if folder.exists():
+    stood = folder.exists()
+    if stood:
         folder.rename(replaced)
-    temporary.rename(folder)
-    _sync_folder(folder.parent)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if stood:
+            replaced.rename(folder)
+        raise
+    sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Hand a file, or a folder's names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _refuse_objects(value: Any, place: str) -> None:
+def _bytes(value: Any) -> int:
+    """Bytes of the tensors in nested dicts and lists."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+    return sum(_bytes(item) for item in inside)
+
+
+def _plain_checkpoint(checkpoint: Checkpoint, *, copy: bool) -> Checkpoint:
+    model = {name: _on_cpu(tensor, copy=copy) for name, tensor in checkpoint.model.items()}
+    state = _plain(checkpoint.state, "state", copy, {})
+    return Checkpoint(model, state, _plain(checkpoint.info, "info", copy, {}))
+
+
+def _plain(value: Any, place: str, copy: bool, seen: dict[Any, Tensor]) -> Any:
+    """The same in fresh dicts and lists, with tensors on the CPU; equal bytes on the disk whether they are copied or not.
+
+    ``seen``: the tensors so far by their memory: what is one tensor in two places stays one.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() == 0:
+            return _on_cpu(value, copy=copy)
+        memory = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if memory not in seen:
+            seen[memory] = _on_cpu(value, copy=copy)
+        return seen[memory]
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            _refuse_objects(item, f"{place}[{key!r}]")
-    elif isinstance(value, list | tuple | set):
-        for index, item in enumerate(value):
-            _refuse_objects(item, f"{place}[{index}]")
-    elif not (value is None or isinstance(value, Tensor | str | int | float | bool)):
-        raise ValueError(
-            f"{place} is a {type(value).__name__}; a checkpoint holds tensors and JSON types only, convert it before"
-        )
+        return {key: _plain(item, f"{place}[{key!r}]", copy, seen) for key, item in value.items()}
+    if isinstance(value, list | tuple | set):
+        items = [_plain(item, f"{place}[{index}]", copy, seen) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items) if isinstance(value, tuple) else set(items)
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise ValueError(
+        f"{place} is a {type(value).__name__}; a checkpoint holds tensors and JSON types only, convert it before"
+    )
+
+
+def _on_cpu(tensor: Tensor, *, copy: bool) -> Tensor:
+    own = tensor.detach().to("cpu", copy=copy).contiguous()
+    return own if own.untyped_storage().nbytes() == own.nbytes else own.clone()  # not the whole of which it is a part

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipkit import distributed
 from clipkit.checkpoint import INFO, CheckpointError, newest, shapes, steps, verify
+from clipkit.checkpoint_copies import FETCHED, Copies, place_of, refused
 from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
+from clipkit.data.urls import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +42,7 @@ MAY_CHANGE = (
 DATA = ("data.", "seed:")
 """Keys of the data plan: with ``--allow-mismatch`` a run goes on with others, at the plan's beginning."""
 
+_PASSED_OVER = "warning: a checkpoint is not usable and was passed over:"
 _MISMATCH_CURE = (
     ", or go on with its weights and optimiser at the beginning of the new data: the same command with --allow-mismatch"
 )
@@ -84,9 +87,7 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
         raise ValueError(f"the run folder {folder} is a file; name another with run=DIR")
     stored = folder / CONFIG
     if stored.is_file():
-        different = [
-            line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)
-        ]
+        different = differences(stored, config)
         of_data = [line for line in different if line.startswith(DATA)]
         if different and not (allow_mismatch and len(of_data) == len(different)):
             listed = "\n  ".join(different)
@@ -100,9 +101,29 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
                 f"{folder} holds a run already and --resume never would overwrite it; name another folder with run=DIR"
             )
         return of_data
-    if folder.is_dir() and any(folder.iterdir()):
+    fetched = (folder / "checkpoints" / FETCHED).is_file()  # by a start that was refused after it
+    if folder.is_dir() and any(path.name != "checkpoints" or not fetched for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
     return []
+
+
+def differences(stored: Path, config: RunConfig) -> list[str]:
+    """A line on each key that decides what is computed and differs between a stored configuration and this one (there -> here)."""
+    return [line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)]
+
+
+def copies_of(config: RunConfig, *, allow_mismatch: bool = False) -> Copies | None:
+    """The place of the run's copies, which refuses another run's; None without one.
+
+    Raises:
+        ValueError: If the scheme's package is not installed.
+    """
+
+    def other_run(stored: Path) -> list[str]:
+        found = differences(stored, config)
+        return [line for line in found if not (allow_mismatch and line.startswith(DATA))]
+
+    return None if config.checkpoint.copy_to is None else Copies(config.checkpoint.copy_to, other_run)
 
 
 def record_start(folder: Path, config: RunConfig) -> None:
@@ -119,20 +140,61 @@ def record_start(folder: Path, config: RunConfig) -> None:
     (folder / STOPPED).unlink(missing_ok=True)
 
 
-def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and a line on each newer one that was passed over.
+def find_resume(folder: Path, resume: str, copies: Copies | None = None) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what is to be said about it: each newer one that was passed over, a copy that was fetched.
 
     Args:
-        folder: The run folder.
-        resume: ``auto``, ``never``, or a checkpoint folder.
+        folder: The run folder; a copy is fetched into it.
+        resume: ``auto``, ``never``, a checkpoint folder, or the URL of a copy or of a run's copies.
+        copies: The run's copies: where the folder has no checkpoint, ``auto`` goes on from the newest of them.
 
     Raises:
-        ValueError: If the named checkpoint is none, or does not verify.
+        ValueError: If the named checkpoint is none, or does not verify; if the copies are another run's, or needed and out of reach.
     """
-    if resume == "never":
-        return None, []
-    if resume == "auto":
-        return newest(folder / "checkpoints")
+    checkpoints = folder / "checkpoints"
+    if "://" in resume:
+        return _fetch(resume, checkpoints)
+    if resume not in ("auto", "never"):
+        return _named(resume), []
+    found, passed_over = newest(checkpoints) if resume == "auto" else (None, [])
+    said = [f"{_PASSED_OVER} {line}" for line in passed_over]
+    if copies is None:
+        return found, said
+    try:
+        copies.claim()
+        if resume == "never" and copies.steps():
+            raise ValueError(f"checkpoint.copy_to: {copies.url} holds copies of a run already; name another place")
+        if resume == "auto" and found is None:
+            found, more = _fetch(copies.url, checkpoints) if copies.steps() else (None, [])
+            said += more
+    except ValueError:
+        raise
+    except Exception as error:  # where the folder has one, the next copy says what is the matter
+        if found is None:
+            raise refused(copies.url, error) from None
+    return found, said
+
+
+def _fetch(url: str, checkpoints: Path) -> tuple[Path | None, list[str]]:
+    try:
+        place, step = place_of(url)
+        copies = Copies(place)
+        if step is not None:
+            return copies.get(step, checkpoints), [f"fetched {place}/{step}"]
+        found, passed_over = copies.newest(checkpoints)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"--resume {shown(url)}: {error}") from None
+    except Exception as error:
+        raise refused(url, error) from None
+    said = [f"{_PASSED_OVER} {line}" for line in passed_over]
+    if found is None:
+        raise ValueError(f"{shown(url)}: no copy of a checkpoint there" + "".join(f"\n  {line}" for line in said))
+    return found, [*said, f"fetched {place}/{found.name}"]
+
+
+def _named(resume: str) -> Path:
     chosen = Path(resume)
     if not (chosen / INFO).is_file():
         raise ValueError(
@@ -140,7 +202,7 @@ def find_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
         )
     if reason := verify(chosen):
         raise CheckpointError(f"--resume {resume}: not usable, {reason}; name another checkpoint")
-    return chosen, []
+    return chosen
 
 
 def check_weights(checkpoint: Path, own: Mapping[str, Tensor]) -> None:

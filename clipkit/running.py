@@ -13,6 +13,7 @@ from clipkit import distributed
 from clipkit.building import LossFactory
 from clipkit.callbacks.account import DataAccount
 from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.checkpoint_io import FolderCheckpointIO
 from clipkit.callbacks.checkpoints import SaveCheckpoints
 from clipkit.callbacks.early_stop import EarlyStop
 from clipkit.callbacks.ema import Ema
@@ -20,6 +21,7 @@ from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
+from clipkit.checkpoint_copies import Copies
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
@@ -40,6 +42,7 @@ class Run:
     data: ShardDataModule
     own_losses: dict[str, LossFactory]
     plugin: Plugin | None
+    copies: Copies | None
 
     @property
     def steps(self) -> int:
@@ -57,7 +60,9 @@ class Run:
         return max(1, duration.samples(self.config.data.batch_size, self.data.epoch_samples))
 
 
-def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]) -> list[Callback]:
+def callbacks(
+    run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, Any], checkpoint_io: FolderCheckpointIO
+) -> list[Callback]:
     """What acts at the end of a step, in this order."""
     config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
     window = max(1, run.in_steps(config.logging.every))
@@ -72,6 +77,10 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
         loggers=loggers,
         csv_copy=config.logging.csv,
         progress=Progress(steps),
+        counts={
+            "train/checkpoint_failures": lambda: checkpoint_io.failures,
+            "train/checkpoint_copy_failures": lambda: save.copy_failures,
+        },
     )
     now: dict[str, Any] = {}
     evaluate = Evaluate(
@@ -94,7 +103,10 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
     )
     save = SaveCheckpoints(
         folder=run.folder / "checkpoints",
-        every=run.in_samples(config.checkpoint.every),
+        io=checkpoint_io,
+        copies=run.copies,
+        every=run.in_samples(config.checkpoint.by_data),
+        milestone=run.in_samples(config.checkpoint.keep_every),
         batch_size=batch_size,
         steps=steps,
         keep_last=config.checkpoint.keep_last,
@@ -113,7 +125,7 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
 
 def clocks(config: RunConfig) -> dict[str, float]:
     """Seconds between two risings of each flag that goes by the clock."""
-    every = {"checkpoint": config.checkpoint.every, "evaluate": config.evaluate.every}
+    every = {"checkpoint": config.checkpoint.by_clock, "evaluate": config.evaluate.every}
     return {
         flag: duration.value for flag, duration in every.items() if duration is not None and duration.unit == "seconds"
     }

@@ -23,12 +23,14 @@ from clipkit.building import (
     workers,
 )
 from clipkit.callbacks.agreement import Agreement
-from clipkit.callbacks.checkpoints import FolderCheckpointIO
+from clipkit.callbacks.checkpoint_io import CheckpointLost, FolderCheckpointIO
 from clipkit.callbacks.early_stop import EarlyStop
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
+from clipkit.checkpoint import newest
+from clipkit.checkpoint_copies import Copies
 from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
 from clipkit.mismatch import say_mismatch
@@ -36,10 +38,12 @@ from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
 from clipkit.run_folder import (
+    STOPPED,
     STOPPED_CODE,
     Outcome,
     check_folder,
     check_weights,
+    copies_of,
     data_state,
     find_resume,
     finished_step,
@@ -70,7 +74,7 @@ def train(
         config: The resolved configuration.
         folder: The run folder.
         ranks: Ranks a node, and nodes.
-        resume: ``auto``, ``never``, or a checkpoint folder.
+        resume: ``auto``, ``never``, a checkpoint folder, or the URL of a copy or of a run's copies.
         own_losses: Losses of the caller beside those of the configuration.
         plugin: The module that brings further losses.
         allowed: What the user allows beyond the configuration.
@@ -120,9 +124,12 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     distributed.on_rank_0(
         lambda: changed.extend(check_folder(folder, config, fresh=resume == "never", allow_mismatch=allow))
     )
-    found, passed_over = _agreed_resume(folder, resume)
-    for line in passed_over:
-        say(f"warning: the newest checkpoint is not usable and was passed over: {line}")
+    copies = copies_of(config, allow_mismatch=allow)
+    found, said = _agreed_resume(folder, resume, copies)
+    for line in said:
+        say(line)
+    if said and found is None:
+        say(f"warning: no checkpoint of {folder} is usable: training starts at the beginning")
     step, steps = finished_step(found)
     if found is not None and (warning := check_plugin(recorded_plugin(found), plugin)):
         say(warning)
@@ -135,7 +142,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     pair = build_model(config)
     data = build_data(config, pair, folder=folder, allow_mismatch=allow, allow_pipe=asked.allowed.pipe)
     losses = dict(asked.own_losses) | (plugin.losses if plugin else {})
-    run = Run(config, folder, ranks, pair, data, losses, plugin)
+    run = Run(config, folder, ranks, pair, data, losses, plugin, copies)
     end = min(steps, run.steps)
     if (
         found is not None and step >= end
@@ -148,13 +155,13 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     return _fit(run, found, agreement)
 
 
-def _agreed_resume(folder: Path, resume: str) -> tuple[Path | None, list[str]]:
+def _agreed_resume(folder: Path, resume: str, copies: Copies | None) -> tuple[Path | None, list[str]]:
     """Rank 0's choice of the checkpoint to go on from: on a shared disk two ranks may see two states of the folder."""
     chosen: list[tuple[Path | None, list[str]]] = []
-    distributed.on_rank_0(lambda: chosen.append(find_resume(folder, resume)))
-    found, passed_over = chosen[0] if chosen else (None, [])
+    distributed.on_rank_0(lambda: chosen.append(find_resume(folder, resume, copies)))
+    found, said = chosen[0] if chosen else (None, [])
     path = distributed.gather_json(None if found is None else str(found))[0]
-    return (None if path is None else Path(path)), passed_over
+    return (None if path is None else Path(path)), said
 
 
 def _share_cores(config: RunConfig) -> None:
@@ -188,8 +195,16 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     stopped = (agreement.signal_name or "signal to another rank") if step < run.steps and reason is None else None
     if checkpoint_io.failures:
         say(f"warning: {checkpoint_io.failures} checkpoints could not be written")
+    if distributed.broadcast_int(int(checkpoint_io.lost is not None)) and stopped is None:
+        raise CheckpointLost(
+            f"step {step} was trained, but its checkpoint could not be written, so the run is not finished. Make room for "
+            f"{run.folder} and run the same command again: it goes on from the newest checkpoint that was written"
+        )
     if distributed.rank() == 0:
-        _last_words(run, step, stopped, reason)
+        try:
+            _last_words(run, step, stopped, reason, lost=checkpoint_io.lost is not None)
+        except OSError as error:  # the checkpoint is what counts
+            say(f"warning: {run.folder / STOPPED} could not be written ({error})")
     distributed.barrier()
     return Outcome(run.folder, step, run.steps, stopped, figures, reason)
 
@@ -227,7 +242,7 @@ def _trainer(
 
     config = run.config
     world = run.ranks[0] * run.ranks[1]
-    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run, micro_batch))
+    checkpoint_io = FolderCheckpointIO(_checkpoint_info(run, micro_batch), background=config.checkpoint.background)
     silent = {"enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(
         accelerator="gpu" if uses_gpu(config) else "cpu",
@@ -237,7 +252,7 @@ def _trainer(
         precision=config.trainer.precision,
         max_epochs=1,
         logger=False,
-        callbacks=callbacks(run, tasks, agreement, figures),
+        callbacks=callbacks(run, tasks, agreement, figures, checkpoint_io),
         plugins=[checkpoint_io],
         enable_checkpointing=False,
         use_distributed_sampler=False,
@@ -283,7 +298,7 @@ def _announce(run: Run, module: CLIPModule, found: Path | None) -> None:
         say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")
 
 
-def _last_words(run: Run, step: int, stopped: str | None, early: str | None) -> None:
+def _last_words(run: Run, step: int, stopped: str | None, early: str | None, *, lost: bool) -> None:
     if early is not None:
         write_stopped(run.folder, reason=early, step=step, steps=run.steps, code=0, rule=stop_rule(run.config))
     if stopped is None:
@@ -293,5 +308,8 @@ def _last_words(run: Run, step: int, stopped: str | None, early: str | None) -> 
         for line in closing_lines(run.folder, run.config.best_figure):
             say(line)
         return
-    write_stopped(run.folder, reason=stopped, step=step, steps=run.steps, code=STOPPED_CODE)
-    say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from there")
+    found, _ = newest(run.folder / "checkpoints") if lost else (None, [])
+    there = (0 if found is None else int(found.name)) if lost else step
+    whence = f"step {there}, as its checkpoint could not be written" if lost else "there"
+    say(f"stopped by {stopped} at step {step} of {run.steps}; the same command goes on from {whence}")
+    write_stopped(run.folder, reason=stopped, step=there, steps=run.steps, code=STOPPED_CODE)

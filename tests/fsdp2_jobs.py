@@ -3,14 +3,19 @@
 import copy
 import os
 import sys
+import threading
+from pathlib import Path
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 import clipkit
-from clipkit import distributed
+from clipkit import checkpoint, distributed
+from clipkit.callbacks.checkpoint_io import FolderCheckpointIO
+from clipkit.checkpoint import read_checkpoint, weight_hash
 from clipkit.loading import load_pair
 from clipkit.module import CLIPModule
+from clipkit.strategy import ShardedTowers
 from clipkit.towers.towers import Towers
 
 ROWS = (20, 5)
@@ -74,6 +79,29 @@ def unspread_gradients():
         float(norm),
         distributed.local(like).shape[0],
     )
+
+
+def background_checkpoint(folder):
+    """Whether a checkpoint that is written while spread and whole weights change holds those that were saved."""
+    mesh = init_device_mesh("cpu", (distributed.world_size(),))
+    spread, scale = torch.nn.Linear(3, 5, bias=False), torch.nn.Parameter(torch.tensor(1.0))
+    distributed.shard(spread, mesh)
+    held = ShardedTowers(distributed.world_size())._whole(spread.state_dict() | {"scale": scale})
+    wanted = weight_hash(held)
+    writer, write, changed = FolderCheckpointIO({}, background=True), checkpoint._write, threading.Event()
+    checkpoint._write = lambda path, data: (changed.wait(20), write(path, data))[1]
+    try:
+        if distributed.rank() == 0:
+            writer.save_checkpoint({"state_dict": held, "global_step": 1}, Path(folder) / "1")
+        with torch.no_grad():
+            for weight in (spread.weight, scale):
+                distributed.local(weight).add_(1)
+        changed.set()
+        writer.wait()
+        distributed.barrier()
+    finally:
+        checkpoint._write = write
+    return weight_hash(read_checkpoint(Path(folder) / "1").model) == wanted
 
 
 def mesh_of_two_dimensions():

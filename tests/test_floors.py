@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
-    ("2b", {"encoder", "guard", "loading", "optim"}),
+    ("2b", {"checkpoint_copies", "encoder", "guard", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
     (
         "3b",

@@ -72,6 +72,10 @@ def test_what_is_not_spread_is_averaged_and_the_norm_counts_each_number_once(own
     assert "got 2" in own_ranks.run(RANK_JOBS, "mesh_of_two_dimensions")[0]
 
 
+def test_a_checkpoint_beside_the_training_holds_whole_weights_of_its_step(own_ranks, tmp_path):
+    assert own_ranks.run(RANK_JOBS, "background_checkpoint", str(tmp_path)) == [True, True]
+
+
 def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(own_ranks, config, shards, tmp_path):  # noqa: F811
     common = {"optim.ema": 0.9, "trainer.micro_batch": 3, "trainer.devices": "auto"}
     common |= {"data.val": {"squares": {"shards": f"{shards}/00000.tar"}}}
@@ -79,7 +83,8 @@ def test_a_run_under_fsdp2_is_the_run_under_ddp_and_each_goes_on_from_the_other(
     ddp, fsdp2 = tmp_path / "ddp", tmp_path / "fsdp2"
 
     def run(name, strategy, start="never"):
-        return str(config), common | {"run": str(tmp_path / name), "trainer.strategy": strategy}, start, None
+        more = {"trainer.strategy": strategy, "checkpoint.background": strategy == "fsdp2"}
+        return str(config), common | more | {"run": str(tmp_path / name)}, start, None
 
     eighth = (str(fsdp2 / "checkpoints" / "8"), str(ddp / "checkpoints" / "8"))
     runs = [run("ddp", "ddp"), run("fsdp2", "fsdp2")]

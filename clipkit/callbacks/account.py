@@ -70,7 +70,10 @@ class DataAccount(Callback):
         if trainer.is_global_zero:
             if self.data.earlier:
                 say(f"data: {describe_earlier(self.data.earlier)}")
-            (self.folder / ACCOUNT).write_text(json.dumps(as_json(accounts), indent=1) + "\n")
+            try:
+                (self.folder / ACCOUNT).write_text(json.dumps(as_json(accounts), indent=1) + "\n")
+            except OSError as error:
+                say(f"warning: {ACCOUNT} could not be written ({error})")
             for name, epochs in accounts.items():
                 say(f"data: {name}: {describe(epochs)}")
 

@@ -1,72 +1,37 @@
-"""When checkpoints are written and which are kept, and how Lightning's dictionary becomes clipkit's folder."""
+"""When checkpoints are written and which are kept."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from clipkit import distributed
 from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.checkpoint_io import FolderCheckpointIO
 from clipkit.callbacks.say import say
-from clipkit.checkpoint import read_checkpoint, remove_checkpoint, remove_unfinished, steps, write_checkpoint
+from clipkit.checkpoint import remove_checkpoint, remove_unfinished, set_aside, steps
+from clipkit.checkpoint_copies import Copies, reason
 from clipkit.config.evaluate import smaller_is_better
-
-_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule")
-
-
-class FolderCheckpointIO(CheckpointIO):
-    """Lightning's checkpoint dictionary as a checkpoint folder and back.
-
-    Args:
-        info: What else ``state.json`` holds: the model's configuration, fingerprints.
-    """
-
-    def __init__(self, info: Mapping[str, Any]) -> None:
-        self.info = dict(info)
-        self.failures = 0
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write the folder; a disk that refuses costs this checkpoint, not the run nor the last good one."""
-        known = {name: checkpoint[name] for name in _IN_INFO if name in checkpoint}
-        rest = {name: value for name, value in checkpoint.items() if name not in known and name != "state_dict"}
-        versions = {"torch": torch.__version__, "lightning": lightning.__version__, "python": platform.python_version()}
-        info = self.info | {"step": checkpoint["global_step"], "versions": versions, "lightning": known}
-        try:
-            write_checkpoint(Path(path), model=checkpoint["state_dict"], state=rest, info=info)
-        except OSError as error:
-            self.failures += 1
-            say(
-                f"warning: checkpoint {path} could not be written ({error}); training goes on, {self.failures} failed so far, "
-                "the last good one stays"
-            )
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a folder that verifies."""
-        stored = read_checkpoint(Path(path))
-        return {"state_dict": stored.model, **stored.state, **stored.info["lightning"]}
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a folder."""
-        remove_checkpoint(Path(path))
 
 
 class SaveCheckpoints(Callback):
-    """Save every so many samples, when a clock or a signal says so, and at the end; keep the newest and the best.
+    """Save every so many samples, when a clock or a signal says so, and at the end; keep the newest, the best and the milestones.
 
     Where the best are kept, a step at which the deciding figure was measured is saved too: a figure belongs to the weights that it was
-    measured on.
+    measured on. Nothing is saved on an exception: the weights may be what it is about.
 
     Args:
         folder: ``RUN/checkpoints``.
+        io: Writes them.
+        copies: Where they are copied to, or None.
         every: Samples between checkpoints, or None for clock, signal and end alone.
+        milestone: Samples between checkpoints that stay for good, or None.
         batch_size: Pairs of one step over all ranks.
         steps: Steps of the whole run.
         keep_last: How many of the newest stay.
@@ -80,7 +45,10 @@ class SaveCheckpoints(Callback):
         self,
         *,
         folder: Path,
+        io: FolderCheckpointIO,
+        copies: Copies | None = None,
         every: int | None,
+        milestone: int | None,
         batch_size: int,
         steps: int,
         keep_last: int,
@@ -90,7 +58,11 @@ class SaveCheckpoints(Callback):
         figures: Mapping[str, Any],
     ) -> None:
         self.folder = folder
+        self.io = io
+        self.copies = copies
+        self.copy_failures = 0
         self.every = every
+        self.milestone = milestone
         self.batch_size = batch_size
         self.steps = steps
         self.keep_last = keep_last
@@ -99,19 +71,24 @@ class SaveCheckpoints(Callback):
         self.agreement = agreement
         self.figures = figures
         self.scores: dict[str, float] = {}
+        self.milestones: list[int] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The figure of each checkpoint that has one, negated where smaller is better."""
-        return {"scores": self.scores}
+        """The figure of each checkpoint that has one, negated where smaller is better, and the steps that stay for good."""
+        return {"scores": self.scores, "milestones": self.milestones}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the figures of an earlier part of the run."""
+        """Take up the figures and milestones of an earlier part of the run."""
         self.scores = dict(state_dict["scores"])
+        self.milestones = list(state_dict.get("milestones", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear what a killed writer left."""
+        """Clear what a killed writer left, and put away what the run does not go on from: it is not this run's past."""
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
+            for path in steps(self.folder):
+                if int(path.name) > trainer.global_step:
+                    say(f"{path} is newer than the step that this run goes on from: it is kept as {set_aside(path)}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,26 +98,78 @@ class SaveCheckpoints(Callback):
         by_clock = self.agreement.take("checkpoint")
         last = step >= self.steps or trainer.should_stop
         measured = self.best is not None and self.figures.get(self.best) is not None
-        if by_clock or last or measured or (self.every is not None and crossed(step, self.batch_size, self.every)):
-            self._save(trainer, step)
+        milestone = self._reaches(self.milestone, step)
+        if by_clock or last or measured or milestone or self._reaches(self.every, step):
+            self._save(trainer, step, last=last, milestone=milestone)
 
-    def _save(self, trainer: Trainer, step: int) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing is under way when the run is left."""
+        self.io.wait()
+        if self.copies is not None and self.copy_failures:
+            say(
+                f"warning: {self.copy_failures} copies of checkpoints failed; what {self.copies.url} holds may be older"
+            )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a checkpoint that is under way be finished; it was taken before."""
+        with contextlib.suppress(Exception):  # the exception that is told is the first
+            self.io.wait()
+
+    def _reaches(self, every: int | None, step: int) -> bool:
+        return every is not None and crossed(step, self.batch_size, every)
+
+    def _save(self, trainer: Trainer, step: int, *, last: bool, milestone: bool) -> None:
         score = self.figures.get(self.best) if self.best is not None else None
         if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
             self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
-        trainer.save_checkpoint(self.folder / str(step))
-        if trainer.is_global_zero:
-            self._prune()
+        if milestone:
+            self.milestones.append(step)
+        chosen = functools.partial(
+            kept,
+            scores=dict(self.scores),
+            milestones=frozenset(self.milestones),
+            last=self.keep_last,
+            best=self.keep_best,
+        )
+        then = functools.partial(self._committed, self.folder / str(step), chosen)
+        trainer.save_checkpoint(self.folder / str(step), storage_options=then)
+        if last:
+            self.io.wait()
         distributed.barrier()
 
-    def _prune(self) -> None:
+    def _committed(self, folder: Path, chosen: Callable[[Iterable[int]], set[int]]) -> None:
+        """What follows a checkpoint that is whole: older ones go, and copies are made."""
         present = steps(self.folder)
-        by_score = sorted(present, key=lambda path: self.scores.get(path.name, float("-inf")), reverse=True)
-        best = [path for path in by_score if path.name in self.scores][: self.keep_best]
-        keep = {*present[: self.keep_last], *best}
+        keep = chosen([int(path.name) for path in present])
         for path in present:
-            if path not in keep:
-                remove_checkpoint(path)
+            if int(path.name) not in keep:
+                with contextlib.suppress(OSError):  # the next one tries again
+                    remove_checkpoint(path)
+        if self.copies is not None:
+            try:
+                self.copies.follow(folder, chosen)
+            except Exception as error:  # each backend has errors of its own, and none is worth the run
+                self.copy_failures += 1
+                say(
+                    f"warning: {folder} is not copied to {self.copies.url} ({reason(error)}); training goes on, "
+                    f"{self.copy_failures} failed so far, the next checkpoint tries again"
+                )
+
+
+def kept(
+    present: Iterable[int], *, scores: Mapping[str, float], milestones: Collection[int], last: int, best: int
+) -> set[int]:
+    """Which of the steps at hand stay: the newest, those with the best scores, and the milestones.
+
+    Example:
+        >>> sorted(kept([1, 2, 3, 4, 5, 6], scores={"2": 0.9, "5": 0.1}, milestones={3}, last=2, best=1))
+        [2, 3, 5, 6]
+    """
+    newest = sorted(present, reverse=True)
+    by_score = sorted(
+        (step for step in newest if str(step) in scores), key=lambda step: scores[str(step)], reverse=True
+    )
+    return {*newest[:last], *by_score[:best], *(step for step in newest if step in milestones)}
 
 
 def crossed(step: int, batch_size: int, every: int) -> bool:

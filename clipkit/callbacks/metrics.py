@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from clipkit import distributed
+from clipkit.callbacks.lines import Lines
 from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.say import say
 from clipkit.module import CLIPModule
 
 RECORD = "metrics.jsonl"
@@ -35,6 +37,7 @@ class MetricsLog(Callback):
         loggers: Lightning loggers that get the same figures.
         csv_copy: Whether to keep ``metrics.csv`` as well.
         progress: Shows the figures to the user.
+        counts: Faults by name, as rank 0 counted them; each is written from its first on.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class MetricsLog(Callback):
         loggers: Sequence[Logger],
         csv_copy: bool,
         progress: Progress,
+        counts: Mapping[str, Callable[[], int]] | None = None,
     ) -> None:
         self.folder = folder
         self.every = every
@@ -53,6 +57,8 @@ class MetricsLog(Callback):
         self.loggers = loggers
         self.csv_copy = csv_copy
         self.progress = progress
+        self.counts = dict(counts or {})
+        self._lines = Lines(folder / RECORD)
         self._window_start = self._step_end = 0.0
         self._waited = 0.0
         self._window_steps = 0
@@ -75,7 +81,8 @@ class MetricsLog(Callback):
         self._window_steps += 1
         if self._ends_window(trainer.global_step):
             assert isinstance(pl_module, CLIPModule)
-            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module, batch))
+            faults = {name: count() for name, count in self.counts.items() if count()}
+            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module, batch) | faults)
         else:
             self.progress.step(trainer.global_step)
         self._step_end = time.perf_counter()
@@ -91,9 +98,7 @@ class MetricsLog(Callback):
         if not trainer.is_global_zero:
             return
         record = {"step": step, "samples": step * self.batch_size, **figures}
-        with (self.folder / RECORD).open("a") as file:
-            file.write(json.dumps(_strict(record)) + "\n")
-            file.flush()
+        self._lines.add(json.dumps(_strict(record)))
         for logger in self.loggers:
             logger.log_metrics({k: v for k, v in figures.items() if isinstance(v, int | float)}, step)
         self.progress.show(step, record)
@@ -102,8 +107,15 @@ class MetricsLog(Callback):
         """Close the bar and make the CSV copy."""
         if trainer.is_global_zero:
             self.progress.stop()
+            if not self._lines.write():
+                say(
+                    f"warning: the last {len(self._lines.waiting)} lines of {self.folder / RECORD} could not be written"
+                )
             if self.csv_copy:
-                write_csv(self.folder / RECORD, self.folder / "metrics.csv")
+                try:
+                    write_csv(self.folder / RECORD, self.folder / "metrics.csv")
+                except OSError as error:
+                    say(f"warning: metrics.csv could not be written ({error}); {RECORD} is the record")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the terminal back."""

@@ -48,7 +48,7 @@ def fit(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as optim.lr=1e-3 or run=runs/mine.")
     ] = None,
-    resume: Annotated[str, typer.Option(help="auto, never, or a checkpoint folder.")] = "auto",
+    resume: Annotated[str, typer.Option(help="auto, never, a checkpoint folder, or a copy's URL.")] = "auto",
     plugin: Annotated[str | None, typer.Option(help="Python module with own LOSSES.")] = None,
     allow_mismatch: Annotated[
         bool,
