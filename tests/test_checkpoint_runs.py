@@ -2,25 +2,40 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 import torch
 
 import clipkit
-from clipkit.checkpoint import newest, read_checkpoint, steps
+from clipkit import checkpoint
+from clipkit.checkpoint import newest, steps
 from clipkit.cli.main import run as command_line
 from clipkit.module import CLIPModule
+from tests.conftest import TINY_MODEL, write_shard
 from tests.test_training import (  # noqa: F401 - config is a fixture
     STEPS,
     config,
     final_hash,
     record,
-    start,
-    wait_for_step,
+    write_config,
 )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.json").write_text(json.dumps(TINY_MODEL))
+    (folder / "shards").mkdir()
+    write_shard(folder / "shards" / "00000.tar", 40)
+    write_shard(folder / "shards" / "00001.tar", 24, first=40)
+    path = write_config(folder, folder / "tiny.json", folder / "shards")
+    return clipkit.fit(path, {"run": str(folder / "run"), "optim.ema": 0.9}).folder
 
 
 def without_times(folder):
@@ -29,10 +44,9 @@ def without_times(folder):
     return [{name: value for name, value in line.items() if name not in timed} for line in record(folder)]
 
 
-def test_a_run_that_lost_its_folder_goes_on_from_its_copies_with_the_same_bits(config, tmp_path, capsys):  # noqa: F811
+def test_a_run_that_lost_its_folder_goes_on_from_its_copies_with_the_same_bits(config, whole, tmp_path, capsys):  # noqa: F811
     place = f"file://{tmp_path}/copies"
-    options = {"checkpoint.background": True, "checkpoint.copy_to": place, "optim.ema": 0.9, "logging.csv": True}
-    whole = clipkit.fit(config, {"run": str(tmp_path / "whole"), "optim.ema": 0.9, "logging.csv": True}).folder
+    options = {"checkpoint.background": True, "checkpoint.copy_to": place, "optim.ema": 0.9}
     broken = tmp_path / "broken"
     clipkit.fit(config, {"run": str(broken)} | options)
     for step in ("4", "8", "12"):  # the same files, however they were written
@@ -65,10 +79,10 @@ def test_copies_of_another_run_and_places_out_of_reach_are_bad_input_and_leave_n
     capsys,
 ):
     place = f"checkpoint.copy_to=file://{tmp_path}/copies"
-    assert command_line(["fit", str(config), f"run={tmp_path / 'a'}", place, "trainer.length=4 steps"]) == 0
+    assert command_line(["fit", str(config), f"run={tmp_path / 'a'}", place, "trainer.length=6 steps"]) == 0
     for arguments, words in (
         ([place, "optim.lr=0.5"], ["copies of another run", "optim.lr"]),
-        ([place, "--resume", "never", "trainer.length=4 steps"], ["holds copies of a run already"]),
+        ([place, "--resume", "never", "trainer.length=6 steps"], ["holds copies of a run already"]),
         (["--resume", f"file://{tmp_path}/nowhere"], ["no copy of a checkpoint there"]),
         (["--resume", "https://me:secret@host/run"], ["is no place for copies", "***@host"]),
         (["checkpoint.copy_to=s3://me:secret@bucket/run"], ["checkpoint.copy_to", "credentials", "***@bucket"]),
@@ -80,13 +94,14 @@ def test_copies_of_another_run_and_places_out_of_reach_are_bad_input_and_leave_n
         assert "secret" not in said
         assert not (tmp_path / "b").exists()
     shutil.rmtree(tmp_path / "a")
-    again = ["fit", str(config), f"run={tmp_path / 'a'}", place, "trainer.length=4 steps"]
+    shutil.rmtree(tmp_path / "copies" / "6")
+    again = ["fit", str(config), f"run={tmp_path / 'a'}", place, "trainer.length=6 steps"]
     (shards / "00001.tar").rename(tmp_path / "elsewhere")
     assert command_line(again) == 2  # refused after the copy was fetched: other data
     assert "--allow-mismatch" in capsys.readouterr().err
     (tmp_path / "elsewhere").rename(shards / "00001.tar")
     assert command_line(again) == 0
-    assert "is finished" in capsys.readouterr().err
+    assert "step 4 of 6" in capsys.readouterr().err
 
 
 def test_a_place_that_fails_costs_nothing_but_the_copies(config, tmp_path, capsys, monkeypatch):  # noqa: F811
@@ -114,7 +129,7 @@ def test_a_place_that_fails_costs_nothing_but_the_copies(config, tmp_path, capsy
     assert "copies of checkpoints failed" in said
 
 
-def test_an_exception_leaves_the_newest_checkpoint_as_it_is(config, tmp_path, monkeypatch):  # noqa: F811
+def test_an_exception_leaves_the_newest_checkpoint_as_it_is(config, whole, tmp_path, monkeypatch):  # noqa: F811
     step = CLIPModule.training_step
     seen = {}
 
@@ -127,36 +142,37 @@ def test_an_exception_leaves_the_newest_checkpoint_as_it_is(config, tmp_path, mo
         return step(module, batch, index)
 
     folder = tmp_path / "run"
+    options = {"run": str(folder), "optim.ema": 0.9, "logging.csv": True}
     with monkeypatch.context() as patch:
         patch.setattr(CLIPModule, "training_step", poisoned)
         with pytest.raises(RuntimeError, match="a fault"):
-            clipkit.fit(config, {"run": str(folder)})
+            clipkit.fit(config, options)
     assert [path.name for path in steps(folder / "checkpoints")] == ["8", "4"]
     assert {path.name: path.read_bytes() for path in (folder / "checkpoints" / "8").iterdir()} == seen
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "8"]
-    clipkit.fit(config, {"run": str(folder)})
-    whole = clipkit.fit(config, {"run": str(tmp_path / "whole")}).folder
+    clipkit.fit(config, options)
     assert final_hash(folder) == final_hash(whole)
     assert without_times(folder) == without_times(whole)
+    rows = (folder / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == [str(step) for step in range(1, STEPS + 1)]
 
 
-def test_a_stop_while_one_is_written_beside_the_training_is_durable(config, tmp_path):  # noqa: F811
-    options = [
-        "checkpoint.background=true",
-        "checkpoint.every=1 steps",
-        "checkpoint.keep_last=1",
-        "trainer.length=4000 steps",
-    ]
-    process = start(config, tmp_path / "run", *options)
-    wait_for_step(tmp_path / "run", 5, process)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 75, said
-    found, passed_over = newest(tmp_path / "run" / "checkpoints")
-    assert passed_over == []
-    assert int(found.name) == json.loads((tmp_path / "run" / "stopped.json").read_text())["step"]
-    assert len(record(tmp_path / "run")) == int(found.name)
-    assert read_checkpoint(found).info["step"] == int(found.name)
+def test_a_stop_while_one_is_written_beside_the_training_is_durable(config, tmp_path, monkeypatch):  # noqa: F811
+    step, write = CLIPModule.training_step, checkpoint._write
+    monkeypatch.setattr(checkpoint, "_write", lambda path, data: (time.sleep(0.1), write(path, data))[1])
+
+    def signalled(module, batch, index):
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(module, batch, index)
+
+    monkeypatch.setattr(CLIPModule, "training_step", signalled)
+    options = {"checkpoint.background": True, "checkpoint.every": "1 steps", "checkpoint.keep_last": 1}
+    run = clipkit.fit(config, options | {"run": str(tmp_path / "run")})
+    assert (run.code, run.stopped, run.step) == (75, "SIGTERM", 6)
+    assert newest(run.folder / "checkpoints") == (run.folder / "checkpoints" / "6", [])
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["6"]
+    assert json.loads((run.folder / "stopped.json").read_text())["step"] == 6 == len(record(run.folder))
 
 
 def test_a_run_on_a_full_disk_goes_on_and_says_so(config, tmp_path, monkeypatch, capsys):  # noqa: F811
