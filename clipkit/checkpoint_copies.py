@@ -56,7 +56,8 @@ class Copies:
         self._differs = differs
         self._claimed = self._named = False
         try:
-            self._files, self._root = url_to_fs(self.url, skip_instance_cache=True)
+            own = {"auto_mkdir": True} if url.startswith("file:") else {}  # the others make folders by themselves
+            self._files, self._root = url_to_fs(self.url, skip_instance_cache=True, **own)
         except ImportError as error:
             scheme = url.partition("://")[0]
             raise ValueError(
@@ -93,37 +94,35 @@ class Copies:
             )
         self._claimed = True
 
-    def put(self, folder: Path) -> None:
-        """Copy a checkpoint of a run folder.
-
-        Raises:
-            Exception: Whatever the backend raises. What was sent has no manifest then.
-            TimeoutError: If it is not there within ``DEADLINE`` seconds.
-        """
-        given_up = threading.Event()
-        try:
-            within(DEADLINE, lambda: self._put(folder, given_up))
-        finally:
-            given_up.set()
-
     def follow(self, folder: Path, chosen: Callable[[Iterable[int]], set[int]]) -> None:
-        """Copy a new checkpoint, then those of its neighbours that are kept and not there yet; then remove older copies by the same rule.
+        """Copy a new checkpoint, then those of its neighbours that are not there yet; then remove older copies by the rule of the run.
 
         Args:
             folder: The new checkpoint.
             chosen: Which of the steps at hand stay.
+
+        Raises:
+            Exception: Whatever the backend raises. What was sent of a checkpoint has no manifest then.
+            TimeoutError: If it takes longer than ``DEADLINE`` seconds.
         """
-        self.put(folder)
+        given_up = threading.Event()
+        try:
+            within(DEADLINE, lambda: self._follow(folder, chosen, given_up))
+        finally:
+            given_up.set()
+
+    def _follow(self, folder: Path, chosen: Callable[[Iterable[int]], set[int]], given_up: threading.Event) -> None:
+        self._put(folder, given_up)
         newest = int(folder.name)
         there = {step for step in self.steps() if step <= newest}  # newer ones are of a future that was left
         for path in sorted(folder.parent.iterdir()):
             if path.name.isdigit() and int(path.name) < newest and int(path.name) not in there and not verify(path):
-                self.put(path)
+                self._put(path, given_up)
                 there.add(int(path.name))
         keep = chosen(there)
         for step, whole in self._present():
             if step <= newest and (step not in keep or not whole):
-                self._remove(step)
+                self._remove(step, given_up)
 
     def newest(self, checkpoints: Path) -> tuple[Path | None, list[str]]:
         """Fetch the newest copy that verifies.
@@ -196,7 +195,6 @@ class Copies:
             self._send(folder / name, f"{target}/{name}")
 
     def _send(self, path: Path, target: str) -> None:
-        self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
         self._files.put_file(str(path), target)
         self._files.invalidate_cache()
         wanted, found = path.stat().st_size, int(self._files.info(target)["size"])
@@ -207,7 +205,9 @@ class Copies:
     def _get(self, source: str, folder: Path, name: str) -> None:
         self._files.get_file(f"{source}/{name}", str(folder / name))
 
-    def _remove(self, step: int) -> None:
+    def _remove(self, step: int, given_up: threading.Event) -> None:
+        if given_up.is_set():
+            return
         folder = f"{self._root}/{step}"
         if self._files.exists(f"{folder}/{MANIFEST}"):
             self._files.rm_file(f"{folder}/{MANIFEST}")

@@ -1,12 +1,27 @@
-"""``--allow-mismatch``: a run goes on although its data are others than those of the checkpoint."""
+"""A run that goes on from a checkpoint of another configuration: of other data (``--allow-mismatch``), or named by ``--resume``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from clipkit.callbacks.say import say
+from clipkit.config import RunConfig
 from clipkit.data.datamodule import ShardDataModule
-from clipkit.run_folder import data_state
+from clipkit.run_folder import CONFIG, data_state, differences
+
+_THE_CHECKPOINTS = ("optim.weight_decay:", "optim.betas:", "optim.eps:")
+"""Keys that stand in the optimiser's state."""
+
+
+def say_branch(found: Path, config: RunConfig) -> None:
+    """Say in what the run of a named checkpoint differs from this one, and which of it has no effect."""
+    stored = found.resolve().parent.parent / CONFIG
+    different = differences(stored, config) if stored.is_file() else []
+    if different:
+        listed = "\n  ".join(
+            f"{line} (the checkpoint's is taken)" if line.startswith(_THE_CHECKPOINTS) else line for line in different
+        )
+        say(f"warning: {found} is of a run of another configuration (there -> here):\n  {listed}")
 
 
 def say_mismatch(data: ShardDataModule, found: Path, changed: list[str]) -> None:

@@ -101,26 +101,33 @@ def callbacks(
         if stop is not None and monitor is not None
         else []
     )
-    save = SaveCheckpoints(
-        folder=run.folder / "checkpoints",
-        io=checkpoint_io,
-        copies=run.copies,
-        every=run.in_samples(config.checkpoint.by_data),
-        milestone=run.in_samples(config.checkpoint.keep_every),
-        batch_size=batch_size,
-        steps=steps,
-        keep_last=config.checkpoint.keep_last,
-        keep_best=config.checkpoint.keep_best,
-        best=config.best_figure,
-        agreement=agreement,
-        figures=now,
-    )
+    save = _save(run, agreement, now, checkpoint_io)
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
     guard = ReportSkipped(every=window, steps=steps)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
     return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
+
+
+def _save(
+    run: Run, agreement: Agreement, figures: dict[str, Any], checkpoint_io: FolderCheckpointIO
+) -> SaveCheckpoints:
+    config = run.config
+    return SaveCheckpoints(
+        folder=run.folder / "checkpoints",
+        io=checkpoint_io,
+        copies=run.copies,
+        every=run.in_samples(config.checkpoint.by_data),
+        milestone=run.in_samples(config.checkpoint.keep_every),
+        batch_size=config.data.batch_size,
+        steps=run.steps,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+        best=config.best_figure,
+        agreement=agreement,
+        figures=figures,
+    )
 
 
 def clocks(config: RunConfig) -> dict[str, float]:

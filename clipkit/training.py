@@ -33,7 +33,7 @@ from clipkit.checkpoint import newest
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
-from clipkit.mismatch import say_mismatch
+from clipkit.mismatch import say_branch, say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
@@ -151,6 +151,8 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
             f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
         )
     if found is not None:
+        if resume not in ("auto", "never"):
+            say_branch(found, config)
         say_mismatch(data, found, changed)
     return _fit(run, found, agreement)
 

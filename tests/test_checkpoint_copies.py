@@ -2,6 +2,7 @@
 
 import functools
 import json
+import threading
 import uuid
 from pathlib import Path
 
@@ -159,10 +160,10 @@ def test_another_runs_copies_are_refused_before_anything_is_sent(run, place):
 
 def test_a_backend_that_hangs_is_left(run, place, monkeypatch):
     monkeypatch.setattr(checkpoint_copies, "DEADLINE", 0.2)
-    copies, blocked = Copies(place, same), __import__("threading").Event()
+    copies, blocked = Copies(place, same), threading.Event()
     monkeypatch.setattr(copies._files, "put_file", lambda *_: blocked.wait(5))
     with pytest.raises(TimeoutError):
-        copies.put(write(run, 10))
+        copies.follow(write(run, 10), chosen())
     blocked.set()
 
 

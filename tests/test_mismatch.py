@@ -91,6 +91,28 @@ def test_allowed_the_weights_go_on_and_the_new_plan_begins(left_at_4, config, tm
     ).read_bytes()
 
 
+def test_a_named_checkpoint_of_another_configuration_is_said_to_be_one(left_at_4, config, shards, tmp_path, capsys):  # noqa: F811
+    capsys.readouterr()
+    changes = {
+        "optim.lr": 2e-3,
+        "optim.weight_decay": 0.5,
+        "optim.betas": [0.5, 0.6],
+        "optim.eps": 1e-3,
+        "data.train.squares.shards": f"{shards}/0000[01].tar",
+    }
+    checkpoint = str(left_at_4 / "checkpoints" / "4")
+    branch = clipkit.fit(config, {"run": str(tmp_path / "branch")} | changes, resume=checkpoint)
+    said = capsys.readouterr().err
+    assert "optim.lr: 0.001 -> 0.002\n" in said
+    for words in ("optim.weight_decay: 0.2 -> 0.5", "optim.betas: unset -> [0.5, 0.6]", "optim.eps: unset -> 0.001"):
+        assert f"{words} (the checkpoint's is taken)" in said
+    (last,) = read_checkpoint(branch.folder / "checkpoints" / str(STEPS)).state["optimizer_states"]
+    for group in last["param_groups"]:  # what was said is so
+        assert group["weight_decay"] in (0.0, 0.2)
+        assert (group["betas"], group["eps"]) == ((0.9, 0.98), 1e-6)
+    assert record(branch.folder)[0]["train/lr"] == pytest.approx(2 * record(left_at_4)[4]["train/lr"])
+
+
 def test_ranks_that_are_started_are_told(left_at_4, config):  # noqa: F811
     process = start(config, left_at_4, "--allow-mismatch", "trainer.devices=2", "seed=4")
     said = process.communicate()[0]

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from braceexpand import braceexpand
 
+from clipkit.config.checkpoint import check_copy_url
 from clipkit.config.open_clip_command import Command, parse_command
 from clipkit.config.open_clip_options import OPTIONS
 
@@ -258,6 +259,12 @@ class _Translation:
             part["every"] = self._every(int(self._one("save-frequency", "1")))
         if self._given("delete-previous-checkpoint"):
             part["keep_last"] = 1
+        if self._given("remote-sync"):
+            place = f"{self._one('remote-sync').rstrip('/')}/{self._one('name', 'run')}"
+            try:
+                part["copy_to"] = check_copy_url(place)
+            except ValueError as error:
+                self._note("remote-sync", f"not taken over, as it {error}")
         return part
 
     def _evaluate(self) -> Tree:

@@ -31,7 +31,6 @@ def _one(why_not: str) -> Option:
 
 
 _IN_THE_MODEL = "it belongs to the model: write an open_clip JSON configuration with it and name that file as `model`"
-_ONE_PLACE = "checkpoints go to the run folder alone; sync that folder"
 _NO_COOLDOWN = "there is no cooldown: the schedule is `cosine` or `constant`"
 _NO_COCA = "models with a caption decoder (CoCa) are not trained"
 
@@ -117,9 +116,9 @@ OPTIONS: dict[str, Option] = {
     "log-every-n-steps": Option(),
     "coca-caption-loss-weight": _one(_NO_COCA),
     "coca-contrastive-loss-weight": _one(_NO_COCA),
-    "remote-sync": _one(_ONE_PLACE),
-    "remote-sync-frequency": _one(_ONE_PLACE),
-    "remote-sync-protocol": _one(_ONE_PLACE),
+    "remote-sync": Option(),
+    "remote-sync-frequency": _one("each checkpoint is copied once it is written"),
+    "remote-sync-protocol": _one("copies go through fsspec"),
     "delete-previous-checkpoint": Option("switch"),
     "distill-model": Option(),
     "distill-pretrained": Option(),

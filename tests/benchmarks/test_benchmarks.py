@@ -83,6 +83,6 @@ def test_a_bound_that_does_not_hold_is_a_failure(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_checkpoints_and_full_disks_of_real_runs_are_recovered_from():
-    done = run("benchmarks/checkpoints.py", timeout=900)
+    done = run("benchmarks/checkpoints.py", timeout=1500)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.strip().splitlines()[-1])["figures"]["recovered"]["value"] == 1

@@ -5,6 +5,7 @@ import pytest
 from clipkit.config import ConfigError, load_config
 from clipkit.config.evaluate import ZeroShotSpec
 from clipkit.config.lightning_keys import REFUSED
+from clipkit.config.units import DURATION_HELP
 
 SMALL = """\
 model: ViT-B-32
@@ -114,6 +115,14 @@ ONE_FAULT = {
         "    allowed: data, groups, images, kind, split",
     ],
     "evaluate.every=5 steps": ["evaluate.every = '5 steps': nothing to evaluate: give `evaluate.tasks` or `data.val`"],
+    "checkpoint.every=5": [f"checkpoint.every = 5: a bare number has no unit; write {DURATION_HELP}"],
+    "checkpoint.every=[5 steps, 1 epochs]": [
+        "checkpoint.every = ['5 steps', '1 epochs']: two intervals are one of samples, epochs or steps and one of time, as "
+        "[10M samples, 30min]"
+    ],
+    "checkpoint.copy_to=/mnt/copies": [
+        "checkpoint.copy_to = '/mnt/copies': is no place for copies; write s3://BUCKET/PATH, gs://BUCKET/PATH or file:///PATH"
+    ],
     "checkpoint={keep_best: 1}": ["checkpoint.keep_best = 1: no figure to go by: give `evaluate.tasks` or `data.val`"],
     "checkpoint={keep_best: 1, best: val/t/acc1}": [
         "checkpoint.best = 'val/t/acc1': names no figure of this run; it evaluates nothing"

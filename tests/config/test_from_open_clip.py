@@ -211,6 +211,15 @@ def test_what_cannot_be_translated(text, words, capsys):
     assert all(word in said for word in words), said
 
 
+def test_a_synced_folder_becomes_a_place_for_copies():
+    found = from_open_clip(f"{ONE} --remote-sync s3://bucket/runs/ --remote-sync-frequency 300 --name a")
+    assert found.tree["checkpoint"]["copy_to"] == "s3://bucket/runs/a"
+    assert any("remote-sync-frequency" in note for note in found.notes)
+    found = from_open_clip(f"{ONE} --remote-sync /mnt/runs")
+    assert "copy_to" not in found.tree["checkpoint"]
+    assert any("file:///PATH" in note for note in found.notes)
+
+
 def test_two_counts_that_disagree(capsys):
     assert command_line(["config", "from-open-clip", ONE, "--world-size", "2"]) == 2
     assert "the launcher starts 1 processes" in capsys.readouterr().err

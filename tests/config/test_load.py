@@ -53,6 +53,13 @@ def test_a_large_file(load):
     assert config.best_figure == "val/zs/acc5"
 
 
+def test_checkpoints_go_by_data_by_a_clock_or_by_both(load):
+    assert load(LARGE).checkpoint.by_data is None
+    both = load(LARGE, {"checkpoint.every": ["10M samples", "30min"]}).checkpoint
+    assert (both.by_data, both.by_clock) == (Duration(1e7, "samples"), Duration(1800, "seconds"))
+    assert load(LARGE, {"checkpoint.every": "1 epoch"}).checkpoint.by_clock is None
+
+
 def test_the_default_of_best_is_the_first_figure(load, folder):
     assert load(LARGE, {"checkpoint.best": None}).best_figure == "val/zs/acc1"
     assert load_config("small.yaml", ["data.val.v.shards=v.tar", "checkpoint.keep_best=1"]).best_figure == "val/loss"
