@@ -221,6 +221,8 @@ def test_at_once_or_in_the_background_the_bytes_are_the_same(tmp_path):
     optimiser.step()
     whole = torch.arange(1000.0)
     shared = {"part": whole[10:20], "again": whole[10:20], "turned": torch.ones(3, 5).T, "none": torch.zeros(0)}
+    shared |= {"one": whole[:5].clone()}
+    shared |= {"same": shared["one"]}
     given = {"state_dict": model.state_dict(), "global_step": 1, "loops": {"fit": [1, (2, 3)]}, "callbacks": shared}
     given["optimizer_states"] = [optimiser.state_dict()]
     for background in (False, True):
