@@ -27,6 +27,8 @@ from clipkit.data.pixels import PillowImage, Pixels
 POLICIES = ("clipkit", "open_clip")
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
+MOST_SCANNED = 1_000_000_000
+"""Pixels times scans of a JPEG: a progressive one has about ten; a file of a few kilobytes could keep the decoder busy for hours."""
 MOST_ASPECT = 200  # beyond it a short-side resize of a small file would fill the memory
 _WHITE = (255, 255, 255, 255)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG start-of-frame markers
@@ -207,6 +209,8 @@ def decode(data: bytes, how: Decode | None = None) -> Decoded:
     if kind in ("JPEG", "PNG"):
         header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
         _check(header.height, header.width)
+        if kind == "JPEG" and (scans := data.count(b"\xff\xda")) * header.height * header.width > MOST_SCANNED:
+            raise BadSample("too_large", f"{scans:,} scans of {header.width} x {header.height} pixels")
         shrink = kind == "JPEG" and header.plain and 0 < 2 * how.shrink_to <= min(header.height, header.width)
         if not shrink and (header.plain if how.policy == "clipkit" else header.direct):
             try:

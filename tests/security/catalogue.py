@@ -1,0 +1,5 @@
+"""Every exploit, for the tests and for ``benchmarks/exploits.py``."""
+
+from tests.security import configs, pictures, shards, weights
+
+EXPLOITS = (*shards.EXPLOITS, *weights.EXPLOITS, *pictures.EXPLOITS, *configs.EXPLOITS)
