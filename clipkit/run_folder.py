@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from clipkit import distributed
 from clipkit.checkpoint import INFO, CheckpointError, newest, shapes, steps, verify
 from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
+from clipkit.config.write import as_tree
+from clipkit.data.urls import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +87,9 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
     stored = folder / CONFIG
     if stored.is_file():
         different = [
-            line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)
+            line
+            for line in describe_difference(load_config(stored), without_secrets(config))
+            if not line.startswith(MAY_CHANGE)
         ]
         of_data = [line for line in different if line.startswith(DATA)]
         if different and not (allow_mismatch and len(of_data) == len(different)):
@@ -105,6 +109,24 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
     return []
 
 
+def without_secrets(config: RunConfig) -> RunConfig:
+    """The configuration as it may be kept: passwords and signatures in addresses are three stars.
+
+    So a run that goes on under a fresh signature is the same run.
+    """
+
+    def masked(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: masked(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [masked(value) for value in part]
+        return shown(part) if isinstance(part, str) and "://" in part else part
+
+    tree = as_tree(config)
+    changed = masked(tree)
+    return config if changed == tree else RunConfig.model_validate(changed)
+
+
 def record_start(folder: Path, config: RunConfig) -> None:
     """Make the run folder and write down what is run, once everything that can be wrong has been looked at."""
     try:
@@ -113,8 +135,8 @@ def record_start(folder: Path, config: RunConfig) -> None:
         raise ValueError(
             f"the run folder {folder} cannot be made ({error.strerror}); name another with run=DIR"
         ) from error
-    write_config(config, folder / CONFIG)
-    (folder / COMMAND).write_text(shlex.join(sys.argv) + "\n")
+    write_config(without_secrets(config), folder / CONFIG)
+    (folder / COMMAND).write_text(shown(shlex.join(sys.argv)) + "\n")
     (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
     (folder / STOPPED).unlink(missing_ok=True)
 

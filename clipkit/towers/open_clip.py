@@ -27,9 +27,9 @@ from clipkit.towers.depth import depths
 from clipkit.towers.model_files import (
     CONFIG_FILE,
     check_folder_weights,
+    never_ask_to_trust,
     read_config_file,
     read_weights,
-    never_ask_to_trust,
     refuse_tokenizer_code,
     text_tower_at_hand,
 )

@@ -14,7 +14,24 @@ from clipkit.data.images import BadSample, decode, decode_image, image_size
 from tests.security.lab import Exploit, Lab, fires, raises
 
 SIDE = 13_000
-EXOTIC = ("EPS", "ICO", "TIFF", "PPM", "TGA", "PCX", "SGI", "DDS", "JPEG2000", "IM", "ICNS", "MSP", "XBM", "AVIF", "FITS", "PSD")
+EXOTIC = (
+    "EPS",
+    "ICO",
+    "TIFF",
+    "PPM",
+    "TGA",
+    "PCX",
+    "SGI",
+    "DDS",
+    "JPEG2000",
+    "IM",
+    "ICNS",
+    "MSP",
+    "XBM",
+    "AVIF",
+    "FITS",
+    "PSD",
+)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -57,9 +74,13 @@ def bomb_here(lab: Lab) -> None:
     data = bomb()
     assert len(data) < 40_000
     lab.harmed(lab.grows(50, lambda: refuse(data, "too_large")))
-    lied = data.replace(struct.pack(">II", SIDE, SIDE), struct.pack(">II", 100, 100))  # the header says less than there is
+    lied = data.replace(
+        struct.pack(">II", SIDE, SIDE), struct.pack(">II", 100, 100)
+    )  # the header says less than there is
     lab.harmed(lab.grows(50, lambda: fires(lambda: decode_image(lied))))
-    shard = lab.tar("bomb.tar", {f"{i:05d}.{kind}": data if kind == "png" else b"a" for i in range(16) for kind in ("png", "txt")})
+    shard = lab.tar(
+        "bomb.tar", {f"{i:05d}.{kind}": data if kind == "png" else b"a" for i in range(16) for kind in ("png", "txt")}
+    )
     one = {"train": {"x": {"shards": str(shard)}}, "batch_size": 8, "workers": 0}
     lab.refused("fit", lab.config(data=one), f"run={lab.folder / 'r'}")
     lab.refused("embed", lab.world.model, shard, "--out", lab.folder / "e", words="too_large")
@@ -79,9 +100,12 @@ def picture(lab: Lab, data: bytes) -> Path:
 def text_bomb(kind: bytes, count: int = 60) -> bytes:
     """A small PNG with many chunks of text, each a mebibyte of spaces in a kilobyte; 16 bits a channel, so that Pillow reads it."""
     packed = zlib.compress(bytes((1 << 20) - 64), 9)
-    one = {b"zTXt": b"k\0\0" + packed, b"iTXt": b"k\0\1\0\0\0" + packed, b"iCCP": b"k\0\0" + zlib.compress(bytes(200 << 20), 9)}[kind]
-    rows = zlib.compress(bytes(1 + 16))
-    return png(4, 1, rows, more=chunk(kind, one) * (count if kind != b"iCCP" else 1), bits=16, colour=4)
+    head = {b"zTXt": b"\0\0", b"iTXt": b"\0\1\0\0\0"}
+    if kind == b"iCCP":
+        more = chunk(kind, b"k\0\0" + zlib.compress(bytes(64 << 20), 9))
+    else:
+        more = b"".join(chunk(kind, b"k%d" % number + head[kind] + packed) for number in range(count))
+    return png(4, 1, zlib.compress(bytes(1 + 16)), more=more, bits=16, colour=4)
 
 
 def unlimited_text(lab: Lab) -> None:

@@ -66,7 +66,9 @@ def files_here(lab: Lab) -> None:
             for path in (old, scanned_by_nothing):
                 raises(ValueError, lambda path=path: clipkit.load(path))
             start = json.dumps({"name": str(lab.world.model), "pretrained": str(old)})
-            lab.refused("fit", lab.world.config, f"model={start}", f"run={lab.folder / 'run'}", words="nothing in it is run")
+            lab.refused(
+                "fit", lab.world.config, f"model={start}", f"run={lab.folder / 'run'}", words="nothing in it is run"
+            )
 
 
 def confused(lab: Lab) -> Path:
@@ -153,7 +155,9 @@ def evil_module(lab: Lab, name: str = "evil_module") -> Path:
     """A Python module that leaves the marker when it is imported."""
     path = lab.folder / "code" / f"{name}.py"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f"open({str(lab.marker)!r}, 'w').close()\ndef make(*args, **kwargs):\n    return None\nclass Thing: pass\n")
+    path.write_text(
+        f"open({str(lab.marker)!r}, 'w').close()\ndef make(*args, **kwargs):\n    return None\nclass Thing: pass\n"
+    )
     return path
 
 
@@ -188,8 +192,9 @@ def with_code(lab: Lab, work: object) -> None:
 def instantiate(lab: Lab) -> None:
     """Lightning up to 2.6.5, whose list of what it calls was empty and not asked: here the entry is put on it."""
     allowed = saving._ALLOWED_INSTANTIATORS | {"evil_module.make"}
-    with mock.patch.object(saving, "_ALLOWED_INSTANTIATORS", allowed), mock.patch.object(
-        saving, "_is_imported_subclass", lambda *_: True
+    with (
+        mock.patch.object(saving, "_ALLOWED_INSTANTIATORS", allowed),
+        mock.patch.object(saving, "_is_imported_subclass", return_value=True),
     ):
         with_code(lab, lambda: fires(lambda: Plain.load_from_checkpoint(lightning_file(lab))))
 
@@ -216,8 +221,14 @@ def code_folder(lab: Lab) -> Path:
     folder = lab.folder / "hf"
     folder.mkdir(exist_ok=True)
     mark = f"open({str(lab.marker)!r}, 'w').close()\n"
-    for kind, base in (("configuration", "PretrainedConfig"), ("modeling", "PreTrainedModel"), ("tokenization", "PreTrainedTokenizer")):
-        (folder / f"{kind}_x.py").write_text(f"{mark}from transformers import {base}\nclass X({base}):\n    model_type = 'x'\n")
+    for kind, base in (
+        ("configuration", "PretrainedConfig"),
+        ("modeling", "PreTrainedModel"),
+        ("tokenization", "PreTrainedTokenizer"),
+    ):
+        (folder / f"{kind}_x.py").write_text(
+            f"{mark}from transformers import {base}\nclass X({base}):\n    model_type = 'x'\n"
+        )
     code = {"AutoConfig": "configuration_x.X", "AutoModel": "modeling_x.X"}
     tokenizer = {"AutoTokenizer": ["tokenization_x.X", None]}
     (folder / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": code | tokenizer}))
