@@ -20,7 +20,6 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg as torch_jpeg
-from torchvision.io import decode_png as torch_png
 
 from clipkit.data.pixels import PillowImage, Pixels
 
@@ -136,10 +135,10 @@ def _check(height: int, width: int) -> None:
         raise BadSample("aspect", f"{width} x {height} pixels; at most 1:{MOST_ASPECT} is read")
 
 
-def _with_torchvision(data: bytes, kind: str, *, turn: bool) -> Tensor:
+def _with_torchvision(data: bytes, *, turn: bool) -> Tensor:
+    """A JPEG. PNGs are Pillow's: torchvision 0.29's decoder of them ends the process (SIGSEGV) on damaged rows."""
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    decode = torch_jpeg if kind == "JPEG" else torch_png
-    pixels: Tensor = decode(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=turn)
+    pixels: Tensor = torch_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=turn)
     return pixels
 
 
@@ -212,10 +211,9 @@ def decode(data: bytes, how: Decode | None = None) -> Decoded:
         if kind == "JPEG" and (scans := data.count(b"\xff\xda")) * header.height * header.width > MOST_SCANNED:
             raise BadSample("too_large", f"{scans:,} scans of {header.width} x {header.height} pixels")
         shrink = kind == "JPEG" and header.plain and 0 < 2 * how.shrink_to <= min(header.height, header.width)
-        if not shrink and (header.plain if how.policy == "clipkit" else header.direct):
+        if kind == "JPEG" and not shrink and (header.plain if how.policy == "clipkit" else header.direct):
             try:
-                pixels = _with_torchvision(data, kind, turn=how.policy == "clipkit")
-                return Decoded(pixels, ("animated",) if header.animated else ())
+                return Decoded(_with_torchvision(data, turn=how.policy == "clipkit"))
             except RuntimeError:
                 pass  # stricter than Pillow about some files; Pillow decides
     return _with_pillow(data, kind, how, shrink=shrink)
