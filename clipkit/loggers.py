@@ -53,7 +53,10 @@ def _wandb(config: RunConfig, folder: Path) -> Any:
         save_dir=folder,
         offline=spec.mode == "offline",
     )
-    given, sys.argv = sys.argv, [shown(argument) for argument in sys.argv]  # wandb sends them as they stand when it begins
+    given, sys.argv = (
+        sys.argv,
+        [shown(argument) for argument in sys.argv],
+    )  # wandb sends them as they stand when it begins
     try:
         identity = logger.experiment.id
     finally:

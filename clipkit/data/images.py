@@ -1,6 +1,6 @@
 """Bytes to pixels: an allow-list of formats, the header before the pixels, torchvision's decoders, else Pillow.
 
-torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG and PNG; everything else (palettes,
+torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG; everything else (PNG, palettes,
 transparency, 16 bits, CMYK, animations, odd files) goes through Pillow and one set of colour rules.
 
 The rules are ours (EXIF turns the image, transparency lies on white, 16 bits are scaled) or open_clip's, for runs that
@@ -81,7 +81,6 @@ class _Header(NamedTuple):
     width: int
     plain: bool  # whether torchvision's decoder gives the same as Pillow and our colour rules
     direct: bool  # whether the pixels are stored as 8-bit colours or greys, which are resized as they are
-    animated: bool = False
 
 
 def _format(data: bytes) -> str:
@@ -120,10 +119,8 @@ def _jpeg_header(data: bytes) -> _Header:
 def _png_header(data: bytes) -> _Header:
     if len(data) < 33:
         raise BadSample("truncated", "the PNG ends inside its header")
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    before = data[: max(data.find(b"IDAT"), 0)]
-    plain = bits <= 8 and not (colour >= 4 or b"tRNS" in before)
-    return _Header(height, width, plain, plain and bits == 8 and colour in (0, 2), b"acTL" in before)
+    width, height = struct.unpack_from(">II", data, 16)
+    return _Header(height, width, False, False)
 
 
 def _check(height: int, width: int) -> None:

@@ -309,3 +309,21 @@ def test_a_png_that_says_less_than_it_holds_stays_small():
     parts = [(b"IHDR", head), (b"IDAT", rows), (b"IEND", b"")]
     data = b"".join(len(d).to_bytes(4, "big") + k + d + zlib.crc32(k + d).to_bytes(4, "big") for k, d in parts)
     assert decode(b"\x89PNG\r\n\x1a\n" + data).pixels.shape == (3, 4, 4)
+
+
+def test_damaged_rows_of_a_png_are_a_bad_sample():
+    """They ended the process in torchvision's decoder."""
+    whole = pictures()[3]
+    start = whole.index(b"IDAT") + 4
+    size = int.from_bytes(whole[start - 8 : start - 4], "big")
+    rng = np.random.default_rng(0)
+    bad = 0
+    for _ in range(200):
+        rows = bytearray(whole[start : start + size])
+        rows[rng.integers(2, size)] ^= rng.integers(1, 256)
+        sealed_rows = bytes(rows) + zlib.crc32(b"IDAT" + rows).to_bytes(4, "big")
+        try:
+            decode(whole[:start] + sealed_rows + whole[start + size + 4 :])
+        except BadSample:
+            bad += 1
+    assert bad > 20
