@@ -79,7 +79,7 @@ def load_suite(name: str) -> Suite:
         )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML ({error})") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a suite is a mapping with description, source and sets")

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 import clipkit
 from clipkit.config import ConfigError, load_config
+from clipkit.evaluation.class_prompts import class_prompts
+from clipkit.evaluation.suites import load_suite
 from tests.security.lab import CANARY, Exploit, Lab, environment, fires, raises
 from tests.security.weights import with_code
 
@@ -103,12 +105,14 @@ def tags_here(lab: Lab) -> None:
             raises(ConfigError, lambda text=text: load_config(lab.world.config, [f"seed={text}"]))
             suite = lab.folder / "suite.yaml"
             suite.write_text(f"description: {text}\nsource: x\nsets: {{}}\n")
-            lab.refused("evaluate", lab.world.model, "--suite", suite)
+            raises(ValueError, lambda suite=suite: load_suite(str(suite)))
             prompts = lab.folder / "prompts.yaml"
             prompts.write_text(f"a: {text}\n")
-            data = ["evaluate", lab.world.model, "--data", "embedded:unseen", "--option"]
-            lab.refused(*data, f"prompts={prompts}")
-        lab.refused(*data, f"templates={TAGS[0].format(marker=lab.marker)}")
+            raises(ValueError, lambda prompts=prompts: class_prompts(str(prompts), ["a"]))
+        template = TAGS[0].format(marker=lab.marker)
+        data = ["--data", lab.shard_set(lab.world.shard), "--task", "retrieval"]
+        lab.refused("evaluate", lab.world.model, *data, "--option", f"split={template}")
+        lab.refused("evaluate", lab.world.model, "--suite", suite)
 
     with_code(lab, work)
 
@@ -161,13 +165,18 @@ def laughs_plainly(lab: Lab) -> None:
 
 def laughs_here(lab: Lab) -> None:
     """Aliases are counted as what they stand for; depth ends in words."""
-    for name, text in (("laughs", laughs()), ("deep", "run: " + "[" * 100_000), ("deep2", "run: " + "{a: " * 20_000)):
+    for name, text in (("laughs", laughs()), ("deep", "run: " + "[" * 9_000), ("deep2", "run: " + "{a: " * 9_000)):
         path = lab.folder / f"{name}.yaml"
         path.write_text(text)
         lab.refused("config", "validate", path)
         lab.harmed(lab.grows(50, lambda path=path: raises(ConfigError, lambda: load_config(path))))
-        lab.refused("evaluate", lab.world.model, "--suite", path)
-        lab.refused("evaluate", lab.world.model, "--data", "embedded:unseen", "--option", f"prompts={path}")
+        raises(ValueError, lambda path=path: load_suite(str(path)))
+        raises(
+            ValueError,
+            lambda path=path: class_prompts(
+                str(path), [f"a{n}" for n in range(12)] if "laughs" in path.name else ["a"]
+            ),
+        )
     itself = lab.folder / "itself.yaml"
     itself.write_text("run: &a [*a]\n")
     lab.refused("config", "validate", itself)
