@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -29,23 +30,27 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> d
         OSError: If there is none.
         ValueError: If it is damaged, packed, or claims more than it holds; nothing in it is unpickled.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            held = sum(entry.file_size for entry in entries)
-            if len(entries) > _MOST_ARRAYS or held > os.stat(path).st_size:
-                raise ValueError(f"{len(entries)} arrays of {held:,} bytes in a file of {os.stat(path).st_size:,}")
-            names = [(entry, entry.filename.removesuffix(".npy")) for entry in entries]
-            return {name: _array(archive.read(entry), name) for entry, name in names if wanted(name)}
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, TypeError, SyntaxError, KeyError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error})") from error
+    with path.open("rb") as file:
+        most = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return _arrays(archive, most, wanted)
+        except (
+            Exception
+        ) as error:  # zipfile raises what its decoders do: zlib.error, EOFError, NotImplementedError, OSError, ...
+            raise ValueError(f"{path}: damaged ({error})") from error
+
+
+def _arrays(archive: zipfile.ZipFile, most: int, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
+    entries = archive.infolist()
+    held = sum(entry.file_size for entry in entries)
+    if len(entries) > _MOST_ARRAYS or held > most:
+        raise ValueError(f"{len(entries)} arrays of {held:,} bytes in a file of {most:,}")
+    names = [(entry, entry.filename.removesuffix(".npy")) for entry in entries]
+    return {name: _array(archive.read(entry), name) for entry, name in names if wanted(name)}
 
 
 def _array(data: bytes, name: str) -> NDArray[Any]:
-    import io
-
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
