@@ -73,7 +73,7 @@ def pages(lab: Lab) -> dict[str, str]:
     shard = lab.tar("<img src=x onerror=x>.tar", members)
     preview = lab.folder / "preview.html"
     lab.passed("data", "preview", shard, "--out", preview)
-    lab.passed("embed", lab.world.model, shard, "--out", lab.folder / "embedded")
+    lab.passed("embed", lab.world.run, shard, "--out", lab.folder / "embedded")
     found = lab.folder / "found.html"
     lab.passed("search", lab.folder / "embedded", *TEXTS[:2], "--k", "9", "--html", found)
     previewed = Previewed(
