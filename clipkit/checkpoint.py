@@ -23,6 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from clipkit.config.json_text import parse_json
+
 MODEL, STATE, INFO, MANIFEST = "model.safetensors", "state.pt", "state.json", "manifest.json"
 VERSION = 1
 ROOM = 1.2  # how many times its size must be free before a checkpoint is begun
@@ -91,7 +93,7 @@ def write_checkpoint(
 def verify(folder: Path) -> str | None:
     """Why a checkpoint folder cannot be trusted, or None if each file has the size and the hash that its manifest says."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_text())
         files = manifest["files"]
         if manifest["version"] != VERSION:
             return f"{MANIFEST} has version {manifest['version']}, this clipkit reads {VERSION}"
@@ -123,8 +125,21 @@ def read_checkpoint(folder: Path, *, with_state: bool = True) -> Checkpoint:
     if reason is not None:
         raise CheckpointError(f"the checkpoint {folder} is not usable: {reason}")
     model = load((folder / MODEL).read_bytes())
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True) if with_state else {}
-    return Checkpoint(model, state, json.loads((folder / INFO).read_text()))
+    state = _read_state(folder / STATE) if with_state else {}
+    return Checkpoint(model, state, parse_json((folder / INFO).read_text()))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a hostile pickle makes torch raise: whoever wrote it wrote the manifest too
+        what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, and nothing in it is run ({what}); name another checkpoint"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, no state; name another checkpoint")
+    return state
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from clipkit.config import RunConfig
+from clipkit.data.urls import shown
 
 _ID = "wandb.json"
 
@@ -51,5 +53,13 @@ def _wandb(config: RunConfig, folder: Path) -> Any:
         save_dir=folder,
         offline=spec.mode == "offline",
     )
-    kept.write_text(json.dumps({"id": logger.experiment.id}) + "\n")
+    given, sys.argv = (
+        sys.argv,
+        [shown(argument) for argument in sys.argv],
+    )  # wandb sends them as they stand when it begins
+    try:
+        identity = logger.experiment.id
+    finally:
+        sys.argv = given
+    kept.write_text(json.dumps({"id": identity}) + "\n")
     return logger

@@ -16,6 +16,7 @@ from clipkit import distributed
 from clipkit.checkpoint import INFO, CheckpointError, newest, shapes, steps, verify
 from clipkit.checkpoint_copies import FETCHED, Copies, place_of, refused
 from clipkit.config import DISTRIBUTION, RunConfig, describe_difference, load_config, write_config
+from clipkit.config.write import as_tree
 from clipkit.data.urls import shown
 
 if TYPE_CHECKING:
@@ -109,7 +110,11 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
 
 def differences(stored: Path, config: RunConfig) -> list[str]:
     """A line on each key that decides what is computed and differs between a stored configuration and this one (there -> here)."""
-    return [line for line in describe_difference(load_config(stored), config) if not line.startswith(MAY_CHANGE)]
+    return [
+        line
+        for line in describe_difference(load_config(stored), without_secrets(config))
+        if not line.startswith(MAY_CHANGE)
+    ]
 
 
 def copies_of(config: RunConfig, *, allow_mismatch: bool = False) -> Copies | None:
@@ -126,6 +131,24 @@ def copies_of(config: RunConfig, *, allow_mismatch: bool = False) -> Copies | No
     return None if config.checkpoint.copy_to is None else Copies(config.checkpoint.copy_to, other_run)
 
 
+def without_secrets(config: RunConfig) -> RunConfig:
+    """The configuration as it may be kept: passwords and signatures in addresses are three stars.
+
+    So a run that goes on under a fresh signature is the same run.
+    """
+
+    def masked(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: masked(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [masked(value) for value in part]
+        return shown(part) if isinstance(part, str) and "://" in part else part
+
+    tree = as_tree(config)
+    changed = masked(tree)
+    return config if changed == tree else RunConfig.model_validate(changed)
+
+
 def record_start(folder: Path, config: RunConfig) -> None:
     """Make the run folder and write down what is run, once everything that can be wrong has been looked at."""
     try:
@@ -134,8 +157,8 @@ def record_start(folder: Path, config: RunConfig) -> None:
         raise ValueError(
             f"the run folder {folder} cannot be made ({error.strerror}); name another with run=DIR"
         ) from error
-    write_config(config, folder / CONFIG)
-    (folder / COMMAND).write_text(shlex.join(sys.argv) + "\n")
+    write_config(without_secrets(config), folder / CONFIG)
+    (folder / COMMAND).write_text(shown(shlex.join(sys.argv)) + "\n")
     (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
     (folder / STOPPED).unlink(missing_ok=True)
 

@@ -164,6 +164,17 @@ def _literal(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant)
 
 
+IMPORTS_BY_NAME = {
+    "clipkit.plugins": "what the user named with --plugin",
+    "clipkit.exporters.formats": "a module of clipkit, by a table of its own",
+}
+
+
+def _imports_as_allowed(call: ast.Call, module: str) -> bool:
+    """A name that is written out is as good as an import statement; others have their places."""
+    return module in IMPORTS_BY_NAME or (bool(call.args) and _literal(call.args[0]))
+
+
 def dangerous_calls(source: str, module: str) -> list[str]:
     """Calls that run code out of data: unpickling, evaluating, shells."""
     found = []
@@ -183,8 +194,18 @@ def dangerous_calls(source: str, module: str) -> list[str]:
             why = "hands a text to a shell"
         elif last == "decode" and any(_literal(arg) and arg.value in ("pil", "torch", "rgb") for arg in node.args):
             why = "is webdataset's decode, which unpickles .pyd and .pth members"
-        elif last in ("send_object_list", "broadcast_object_list", "all_gather_object", "gather_object"):
+        elif last.endswith(("_object_list", "_object")) and last.startswith(
+            ("send", "recv", "broadcast", "all_gather", "gather", "scatter")
+        ):
             why = "pickles between ranks; use clipkit.distributed.gather_json"
+        elif name in ("importlib.import_module", "__import__") and not _imports_as_allowed(node, module):
+            why = "imports by a name that may come from a file; one module does, for --plugin"
+        elif last in ("WebDataset", "WebLoader", "gopen", "tarfile_to_samples", "url_opener"):
+            why = "opens names by webdataset, whose pipe: runs them"
+        elif last in ("load_from_checkpoint", "extractall", "unpack_archive"):
+            why = "makes what a stranger's file names"
+        elif _constant(node, "trust_remote_code") or _constant(node, "weights_only") is False:
+            why = "runs code that came with a model"
         if why:
             found.append(f"{module}:{node.lineno} {name}(...) {why}")
     return found
@@ -240,6 +261,16 @@ PLANTED = [
     (dangerous_calls, "clipkit.launch", "os.system(command)"),
     (dangerous_calls, "clipkit.data.dataset", "webdataset.WebDataset(urls).decode('pil')"),
     (dangerous_calls, "clipkit.distributed", "dist.all_gather_object(out, value)"),
+    (dangerous_calls, "clipkit.distributed", "dist.scatter_object_list(out, value)"),
+    (dangerous_calls, "clipkit.distributed", "dist.recv_object_list(out)"),
+    (dangerous_calls, "clipkit.config.loader", "importlib.import_module(name)"),
+    (dangerous_calls, "clipkit.config.loader", "__import__(name)"),
+    (dangerous_calls, "clipkit.data.stream", "webdataset.WebDataset(path)"),
+    (dangerous_calls, "clipkit.data.stream", "wds.gopen(path)"),
+    (dangerous_calls, "clipkit.data.stream", "tar.extractall(folder)"),
+    (dangerous_calls, "clipkit.loading", "CLIPModule.load_from_checkpoint(path)"),
+    (dangerous_calls, "clipkit.towers.open_clip", "AutoModel.from_pretrained(name, trust_remote_code=True)"),
+    (dangerous_calls, "clipkit.towers.open_clip", "open_clip.create_model(name, weights_only=False)"),
     (too_long, "clipkit.metrics", "x = 1\n" * 401),
     (too_long, "clipkit.metrics", "def f():\n" + "    x = 1\n" * 60),
 ]

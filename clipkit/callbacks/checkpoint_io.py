@@ -67,7 +67,7 @@ class FolderCheckpointIO(CheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a folder that verifies."""
         stored = read_checkpoint(Path(path))
-        return {"state_dict": stored.model, **stored.state, **stored.info["lightning"]}
+        return {**stored.state, **stored.info["lightning"], "state_dict": stored.model}
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a folder."""

@@ -106,7 +106,10 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         if not equals or not key:
             raise ValueError(f"--option {text}: write key=value, such as templates='a photo of a {{c}}.'")
         # a text with braces, such as a template, is no YAML mapping
-        found[key] = value if "{" in value and not value.startswith(("{", "[")) else yaml.safe_load(value)
+        try:
+            found[key] = value if "{" in value and not value.startswith(("{", "[")) else yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--option {key}: the value is no plain YAML ({str(error).splitlines()[0]})") from error
     return found
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.index import Ints
 
@@ -62,7 +63,7 @@ def load_chosen(place: Path) -> Chosen | None:
         place: The file without its suffix: ``.u32`` are the samples, ``.json`` all else.
     """
     try:
-        held = json.loads(place.with_suffix(".json").read_text())
+        held = parse_json(place.with_suffix(".json").read_text())
         samples = np.memmap(place.with_suffix(".u32"), "<u4", "r")
         counts = np.array(held["counts"], np.int64)
         chosen = Chosen(counts, held["filtered"], held["repeated"], samples, place.with_suffix(".u32"))

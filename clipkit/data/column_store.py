@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,9 +13,11 @@ import numpy as np
 from clipkit.data.atomic import write_atomically
 from clipkit.data.columns import BUILT_IN, Column, Members, Wanted, json_keys, values
 from clipkit.data.index import ShardIndex, cached_path, load_index, sidecar_path
+from clipkit.data.npz import read_npz
 from clipkit.data.parallel import map_shards
 
 _PREFIX = "column/"  # no field's name holds a slash
+_STAMP = ("tar_size", "tar_mtime_ns")
 _POOLED = 16  # more shards than these are read by several processes
 
 Columns = dict[str, Column]
@@ -68,13 +69,14 @@ def _sidecar(place: Path, path: str, names: Sequence[str] | None) -> dict[str, A
     """Arrays of a sidecar that fits its shard: all of them, or the columns of some names that it has; else none."""
     status = os.stat(path)
     try:
-        with np.load(place, allow_pickle=False) as archive:
-            if (int(archive["tar_size"]), int(archive["tar_mtime_ns"])) != (status.st_size, status.st_mtime_ns):
-                return {}
-            if names is None:
-                return {name: archive[name] for name in archive.files}
-            return {name: archive[_PREFIX + name] for name in names if _PREFIX + name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
+        made = read_npz(place, _STAMP.__contains__)
+        if tuple(int(made[name]) for name in _STAMP) != (status.st_size, status.st_mtime_ns):
+            return {}
+        if names is None:
+            return read_npz(place)
+        found = read_npz(place, {_PREFIX + name for name in names}.__contains__)
+        return {name.removeprefix(_PREFIX): array for name, array in found.items()}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}  # there is none, or what is wrong with it is said where the index is read
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.config.expression import NAME
+from clipkit.config.json_text import parse_json
 from clipkit.data.images import MOST_BYTES, BadSample, image_size
 from clipkit.data.index import Ints, ShardIndex
 from clipkit.data.source import Place, Source
@@ -67,8 +68,8 @@ class _Sample:
         """The JSON member; empty where there is none that can be read."""
         data = self.members.head("json", MOST_TEXT_BYTES + 1) if "json" in self.members else b""
         try:
-            held = json.loads(data) if len(data) <= MOST_TEXT_BYTES else None
-        except (ValueError, RecursionError):
+            held = parse_json(data) if len(data) <= MOST_TEXT_BYTES else None
+        except ValueError:
             return {}
         return held if isinstance(held, dict) else {}
 

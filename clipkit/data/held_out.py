@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.indexing import write_folder_index
 from clipkit.data.shard_writer import ShardWriter
 
@@ -70,7 +70,7 @@ def _samples(folder: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def _texts(members: dict[str, bytes]) -> list[str]:
     """A sample's captions, each on one line."""
-    listed = json.loads(members["json"]).get("captions") if "json" in members else None
+    listed = parse_json(members["json"]).get("captions") if "json" in members else None
     texts = listed if isinstance(listed, list) and listed else [members["txt"].decode("utf-8", "replace")]
     return list(dict.fromkeys(" ".join(text.split()) for text in texts if isinstance(text, str) and text.strip()))
 

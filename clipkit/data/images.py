@@ -1,6 +1,6 @@
 """Bytes to pixels: an allow-list of formats, the header before the pixels, torchvision's decoders, else Pillow.
 
-torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG and PNG; everything else (palettes,
+torchvision is 2 to 3 times faster than Pillow and equal to it for plain JPEG; everything else (PNG, palettes,
 transparency, 16 bits, CMYK, animations, odd files) goes through Pillow and one set of colour rules.
 
 The rules are ours (EXIF turns the image, transparency lies on white, 16 bits are scaled) or open_clip's, for runs that
@@ -20,13 +20,14 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg as torch_jpeg
-from torchvision.io import decode_png as torch_png
 
 from clipkit.data.pixels import PillowImage, Pixels
 
 POLICIES = ("clipkit", "open_clip")
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
+MOST_SCANNED = 1_000_000_000
+"""Pixels times scans of a JPEG: a progressive one has about ten; a file of a few kilobytes could keep the decoder busy for hours."""
 MOST_ASPECT = 200  # beyond it a short-side resize of a small file would fill the memory
 _WHITE = (255, 255, 255, 255)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG start-of-frame markers
@@ -80,7 +81,6 @@ class _Header(NamedTuple):
     width: int
     plain: bool  # whether torchvision's decoder gives the same as Pillow and our colour rules
     direct: bool  # whether the pixels are stored as 8-bit colours or greys, which are resized as they are
-    animated: bool = False
 
 
 def _format(data: bytes) -> str:
@@ -119,10 +119,8 @@ def _jpeg_header(data: bytes) -> _Header:
 def _png_header(data: bytes) -> _Header:
     if len(data) < 33:
         raise BadSample("truncated", "the PNG ends inside its header")
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-    before = data[: max(data.find(b"IDAT"), 0)]
-    plain = bits <= 8 and not (colour >= 4 or b"tRNS" in before)
-    return _Header(height, width, plain, plain and bits == 8 and colour in (0, 2), b"acTL" in before)
+    width, height = struct.unpack_from(">II", data, 16)
+    return _Header(height, width, False, False)
 
 
 def _check(height: int, width: int) -> None:
@@ -134,10 +132,10 @@ def _check(height: int, width: int) -> None:
         raise BadSample("aspect", f"{width} x {height} pixels; at most 1:{MOST_ASPECT} is read")
 
 
-def _with_torchvision(data: bytes, kind: str, *, turn: bool) -> Tensor:
+def _with_torchvision(data: bytes, *, turn: bool) -> Tensor:
+    """A JPEG. PNGs are Pillow's: torchvision 0.29's decoder of them ends the process (SIGSEGV) on damaged rows."""
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    decode = torch_jpeg if kind == "JPEG" else torch_png
-    pixels: Tensor = decode(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=turn)
+    pixels: Tensor = torch_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=turn)
     return pixels
 
 
@@ -207,11 +205,12 @@ def decode(data: bytes, how: Decode | None = None) -> Decoded:
     if kind in ("JPEG", "PNG"):
         header = _jpeg_header(data) if kind == "JPEG" else _png_header(data)
         _check(header.height, header.width)
+        if kind == "JPEG" and (scans := data.count(b"\xff\xda")) * header.height * header.width > MOST_SCANNED:
+            raise BadSample("too_large", f"{scans:,} scans of {header.width} x {header.height} pixels")
         shrink = kind == "JPEG" and header.plain and 0 < 2 * how.shrink_to <= min(header.height, header.width)
-        if not shrink and (header.plain if how.policy == "clipkit" else header.direct):
+        if kind == "JPEG" and not shrink and (header.plain if how.policy == "clipkit" else header.direct):
             try:
-                pixels = _with_torchvision(data, kind, turn=how.policy == "clipkit")
-                return Decoded(pixels, ("animated",) if header.animated else ())
+                return Decoded(_with_torchvision(data, turn=how.policy == "clipkit"))
             except RuntimeError:
                 pass  # stricter than Pillow about some files; Pillow decides
     return _with_pillow(data, kind, how, shrink=shrink)

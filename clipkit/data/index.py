@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.data.atomic import write_atomically
+from clipkit.data.npz import read_npz
 from clipkit.data.tar import BLOCK, Member, ShardError, members
 
 VERSION = 2
@@ -211,15 +211,15 @@ def read_sidecar(sidecar: Path) -> ShardIndex:
         ValueError: If it is damaged, of another version, or points outside its tar.
     """
     try:
-        with np.load(sidecar, allow_pickle=False) as archive:
-            held = {name: archive[name] for name in archive.files}
+        held = read_npz(sidecar)
         version, size, mtime = (int(held.pop(name)) for name in ("v", "tar_size", "tar_mtime_ns"))
         key, offset, length = held["key"], held["offset"], held["length"]
         names = [name.removesuffix("_offset") for name in held if name.endswith("_offset")]
         fields = {name: (held[f"{name}_offset"], held[f"{name}_length"]) for name in names}
         checks = {name: held[f"{name}_check"] for name in names}
-    except (KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{sidecar}: damaged ({error}); delete it, it is made again") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        text = str(error).removeprefix(f"{sidecar}: ")
+        raise ValueError(f"{sidecar}: damaged ({text}); delete it, it is made again") from error
     if version != VERSION:
         raise ValueError(f"{sidecar}: version {version}, this clipkit reads {VERSION}; delete it, it is made again")
     # a sidecar may come from a stranger: what it says must lie inside the tar before anything is read by it

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.index import VERSION, cached_path
 
@@ -58,11 +59,11 @@ def read_lists(folder: str, cache: Path | None) -> Lists:
 
 def _read(place: Path) -> dict[str, Entry]:
     try:
-        held = json.loads(place.read_text(encoding="utf-8"))
+        held = parse_json(place.read_text(encoding="utf-8"))
         if held["version"] != VERSION:
             return {}
         return {entry["name"]: entry for entry in held["shards"] if _is_entry(entry)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

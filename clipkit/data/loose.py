@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from clipkit.config.json_text import parse_json
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
 IMAGE_COLUMNS = ("filepath", "image", "path", "file_name", "url")
 CAPTION_COLUMNS = ("caption", "title", "text")
@@ -182,7 +184,7 @@ def _captioned_one(image: Path, present: set[Path]) -> Entry | Skipped:
             text = beside_text.read_text(encoding="utf-8-sig").strip()
         if beside_json in present:
             data = beside_json.read_bytes()
-            parsed = json.loads(data)
+            parsed = parse_json(data)
             if not isinstance(parsed, dict):
                 return Skipped(shown(beside_json), "bad_json")
             text = text or next(iter(captions_of(parsed, ("captions", *CAPTION_COLUMNS))), "")
@@ -190,7 +192,7 @@ def _captioned_one(image: Path, present: set[Path]) -> Entry | Skipped:
         return Skipped(place, "unreadable")
     except UnicodeDecodeError:
         return Skipped(place, "bad_encoding")
-    except (ValueError, RecursionError):
+    except ValueError:
         return Skipped(shown(beside_json), "bad_json")
     cause = _no_caption([text] if text else [])
     return Skipped(place, cause) if cause else Entry(place, image, text, data)
@@ -305,8 +307,8 @@ def _lines(
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError):
+                row = parse_json(line.decode("utf-8-sig"))
+            except ValueError:
                 row = None
             if not isinstance(row, dict):
                 yield Skipped(place, "bad_json")

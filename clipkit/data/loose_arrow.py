@@ -5,13 +5,13 @@ Read by pyarrow alone, a few rows at a time: `datasets` is not imported, and no 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipkit.config import DISTRIBUTION
+from clipkit.config.json_text import parse_json
 from clipkit.data.loose import Entry, Skipped, captions_of, entry_of, shown
 
 _ROWS = 16
@@ -31,7 +31,7 @@ def saved_files(folder: Path) -> list[Path] | None:
     if not state.is_file():
         return sorted(folder.glob("*.parquet")) or None
     try:
-        names = [Path(str(file["filename"])).name for file in json.loads(state.read_text())["_data_files"]]
+        names = [Path(str(file["filename"])).name for file in parse_json(state.read_text())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{state}: does not name the data's files ({error!r}); save the data set again") from error
     missing = [name for name in names if not (folder / name).is_file()]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.fetch import Policy, Version, download
 from clipkit.data.index import ShardIndex, load_index, sidecar_path
@@ -262,7 +263,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 def _version(note: Path) -> Version | None:
     try:
-        told = json.loads(note.read_text())
+        told = parse_json(note.read_text())
         return Version(int(told["size"]), told["etag"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

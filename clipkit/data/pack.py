@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.indexing import write_folder_index
 from clipkit.data.loose import URL, Entry, Skipped, open_loose
@@ -230,7 +231,7 @@ class _Job:
     def take_up(self, entries: Iterator[_Marked]) -> Iterator[_Marked] | None:
         """Go on from what an earlier pack left; the entries that remain, or None where it starts anew."""
         try:
-            kept = json.loads((self.part / _PROGRESS).read_text())
+            kept = parse_json((self.part / _PROGRESS).read_text())
         except (OSError, ValueError):
             kept = None
         if kept is not None:

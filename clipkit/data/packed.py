@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.held_out import all_captions
 from clipkit.data.loose import open_loose
@@ -125,7 +126,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _told(record: Path, key: str) -> str | None:
     try:
-        return str(json.loads(record.read_text())[key])
+        return str(parse_json(record.read_text())[key])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

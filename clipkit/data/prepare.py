@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.images import MOST_ASPECT, MOST_BYTES, MOST_PIXELS, BadSample, decode_image
 from clipkit.data.loose import Entry, Skipped
 from clipkit.data.strip import strip_metadata
@@ -157,5 +158,5 @@ def _shrink(data: bytes, kind: str, shorter: int) -> tuple[bytes, str]:
 def _metadata(data: bytes | None, fields: tuple[str, ...] | None) -> bytes | None:
     if data is None or fields is None:
         return data
-    kept = {key: value for key, value in json.loads(data).items() if key in fields or key == "captions"}
+    kept = {key: value for key, value in parse_json(data).items() if key in fields or key == "captions"}
     return json.dumps(kept, ensure_ascii=False).encode("utf-8", "replace") if kept else None

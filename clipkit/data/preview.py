@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.audit import describe, image_bytes, open_shard
 from clipkit.data.draws import permutation
 from clipkit.data.images import MOST_BYTES, BadSample, decode_image
@@ -167,8 +168,8 @@ def _json(data: bytes) -> dict[str, Any]:
     if len(data) > _MOST_METADATA:
         return {}
     try:
-        held = json.loads(data)
-    except (ValueError, RecursionError):
+        held = parse_json(data)
+    except ValueError:
         return {}
     return held if isinstance(held, dict) else {}
 

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.atomic import write_atomically
 from clipkit.data.fetch import Policy, fetch_small
 from clipkit.data.index import VERSION, default_cache
@@ -77,8 +78,8 @@ def _read(url: str, limit: int, policy: Policy) -> Any:
     if data is None:
         return None
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise _no_good(url, "is no JSON") from error
 
 
@@ -140,7 +141,7 @@ def _ask(urls: Sequence[str], cache: NodeCache, before: dict[str, Counted]) -> d
             found = known | (_all_stats(unknown, cache.policy) if unknown else {}) | found
     if any(shard_name(url) not in found for url in urls):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            found = _from_index(json.loads(own_index(cache, urls[0]).read_text())) | found
+            found = _from_index(parse_json(own_index(cache, urls[0]).read_text())) | found
     return {name: found[name] for url in urls if (name := shard_name(url)) in found}
 
 
@@ -150,7 +151,7 @@ def _of_folder(urls: Sequence[str], cache: NodeCache) -> dict[str, Counted]:
     with locked(kept.with_name("counts.json.lock"), cache.policy.deadline):
         before: dict[str, Counted] = {}
         with contextlib.suppress(OSError, ValueError, TypeError):
-            before = {str(name): Counted(*entry) for name, entry in json.loads(kept.read_text()).items()}
+            before = {str(name): Counted(*entry) for name, entry in parse_json(kept.read_text()).items()}
             fresh = 0 <= time.time() - kept.stat().st_mtime < _FRESH
             if fresh and all(shard_name(url) in before for url in urls):
                 return before
@@ -227,7 +228,7 @@ def _entry(url: str, cache: NodeCache) -> dict[str, Any]:
 def _write_index(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     before: list[dict[str, Any]] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        before = json.loads(path.read_text())["shards"]
+        before = parse_json(path.read_text())["shards"]
     named = {entry["name"]: entry for entry in (*before, *entries)}
     text = json.dumps({"version": VERSION, "shards": [named[name] for name in sorted(named)]}, indent=1)
     write_atomically(path, lambda file: file.write(text.encode()))

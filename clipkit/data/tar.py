@@ -86,14 +86,15 @@ def _checksum_holds(header: bytes) -> bool:
 def _pax(data: bytes) -> dict[bytes, bytes]:
     """The records of a PAX header, each ``LENGTH KEY=VALUE`` and a line feed."""
     records: dict[bytes, bytes] = {}
-    while data.strip(b"\0"):
-        length, _, rest = data.partition(b" ")
-        end = int(length) - len(length) - 1
-        if end < 1 or end > len(rest):
+    data, at = data.rstrip(b"\0"), 0
+    while at < len(data):  # no copies of what is left: there may be 200,000 records
+        space = data.find(b" ", at, at + 20)
+        end = at + int(data[at:space]) if space > 0 else 0
+        if end <= space + 1 or end > len(data):
             raise ValueError("a PAX record that is longer than its header")
-        key, _, value = rest[: end - 1].partition(b"=")
+        key, _, value = data[space + 1 : end - 1].partition(b"=")
         records[key] = value
-        data = rest[end:]
+        at = end
     return records
 
 

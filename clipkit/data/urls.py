@@ -66,6 +66,8 @@ def check_url(url: str) -> None:
         raise ValueError(f"shards {shown(url)!r}: {parts.scheme}:// is not read; {known} and files are")
     if re.search(r"[\s\x00-\x1f\x7f\\#]", url):
         raise ValueError(f"shards {shown(url)!r}: spaces, # and the like cannot stand in a URL; write %20 for a space")
+    if "***" in url:
+        raise ValueError(f"shards {url!r}: its password or signature is not kept with a run; name the whole address")
     if not parts.netloc or parts.path.endswith("/") or "*" in url:
         cure = "name the shards one by one or by a brace range, such as https://host/{00000..00099}.tar"
         raise ValueError(f"shards {shown(url)!r}: names no file, and remote folders are not listed; {cure}")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.images import BadSample
 from clipkit.data.source import Place
 
@@ -40,8 +41,8 @@ def _value(place: Place, data: bytes, missing: str) -> Any:
     if not place.key:
         return text
     try:
-        held = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        held = parse_json(text)
+    except ValueError as error:
         raise BadSample("not_json", f".{place.extension}: {error}") from error
     if not isinstance(held, dict) or place.key not in held:
         raise BadSample(missing, f".{place.extension} has no {place.key!r}")

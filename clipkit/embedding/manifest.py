@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from clipkit.config.json_text import parse_json
 from clipkit.config.names import DISTRIBUTION
 from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Part
@@ -102,7 +103,7 @@ def write_record(folder: Path, number: int, record: Record) -> None:
 def read_record(folder: Path, number: int, part: Part | None = None) -> Record | None:
     """The record of a part whose files are all there at their sizes, made from this state of the data; else None."""
     try:
-        found = json.loads((folder / DONE / f"{number:05d}.json").read_bytes())
+        found = parse_json((folder / DONE / f"{number:05d}.json").read_bytes())
         record = Record(**(found | {"unreadable": tuple(found["unreadable"])}))
         whole = all((folder / name).stat().st_size == size for name, size in record.files.items())
     except (OSError, ValueError, TypeError, KeyError):
@@ -137,7 +138,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     place = folder / NAME
     try:
-        found = json.loads(place.read_bytes())
+        found = parse_json(place.read_bytes())
     except OSError as error:
         raise ValueError(f"{folder} is no folder of embeddings: no {NAME}; make one with `clipkit embed`") from error
     except ValueError as error:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from clipkit.config.json_text import parse_json
 from clipkit.evaluation.samples import ImageFile, RetrievalSet, read_text
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def open_caption_json(path: Path, *, images: str | Path | None = None, split: st
         ValueError: If it is neither, a caption or an image is missing, or the split is empty.
     """
     try:
-        tree = json.loads(read_text(path))
+        tree = parse_json(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: no JSON ({error})") from error
     rows = tree.get("images") if isinstance(tree, dict) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shortened  # aliases of YAML may stand for terabytes
 from typing import Any
 
 import yaml
@@ -45,7 +46,7 @@ def class_prompts(given: str | Path | Mapping[str, Any], classnames: Sequence[st
     for name in classnames:
         texts = [table[name]] if isinstance(table[name], str) else table[name]
         if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f"{place}: the prompts of {name!r} are {texts!r}; write a list of texts")
+            raise ValueError(f"{place}: the prompts of {name!r} are {shortened(texts)}; write a list of texts")
         found.append(tuple(texts))
     return found
 
@@ -53,7 +54,7 @@ def class_prompts(given: str | Path | Mapping[str, Any], classnames: Sequence[st
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         table = yaml.safe_load(read_text(path))  # JSON is YAML
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: neither JSON nor YAML ({error})") from error
     if not isinstance(table, Mapping):
         raise ValueError(f"{path}: a mapping of class names to prompts is needed, got {type(table).__name__}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipkit import metrics
 from clipkit.config.evaluate import smaller_is_better
+from clipkit.config.json_text import parse_json
 from clipkit.evaluation.evaluator import Figures
 from clipkit.evaluation.samples import ImageFile, read_text
 from clipkit.evaluation.shards import field_bytes, find_layout
@@ -109,7 +110,7 @@ def _table(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _parsed(text: str | bytes, place: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except ValueError as error:
         raise ValueError(f"{place}: its metadata are no JSON ({error})") from error
     if not isinstance(row, Mapping):

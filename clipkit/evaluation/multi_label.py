@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipkit import metrics
+from clipkit.config.json_text import parse_json
 from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Figures, Findings
 from clipkit.evaluation.named_sets import classnames_of, templates_of
@@ -90,7 +90,7 @@ def _open_jsonl(path: Path, classnames: Sequence[str] | None) -> MultiLabelSet:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         place = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{place}: no JSON ({error}); write one object a line") from error
         good = isinstance(row, dict) and isinstance(row.get("image"), str) and isinstance(row.get("labels"), list)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipkit.config.json_text import parse_json
 from clipkit.evaluation.samples import ImageFile, read_text
 
 _log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     lines = [text] if file.suffix == ".json" else [line for line in text.split("\n") if line.strip()]
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{file}:{number}: no JSON ({error})") from error
         if file.suffix == ".jsonl":

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from clipkit.config.base import Spec, Texts
-from clipkit.config.report import nearest
+from clipkit.config.report import Problem, nearest
 from clipkit.config.single import validated
+from clipkit.config.yaml_file import read_layer
 from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.places import is_there, joined
 from clipkit.evaluation.result import Result
@@ -77,12 +77,11 @@ def load_suite(name: str) -> Suite:
         raise ValueError(
             f"no suite is called {name!r}: {hint}there are {', '.join(suite_names())}, or a .yaml file of your own"
         )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: no YAML ({error})") from error
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: a suite is a mapping with description, source and sets")
+    problems: list[Problem] = []
+    layer = read_layer(path.read_text(encoding="utf-8"), str(path), problems)  # no tags, and aliases have a bound
+    if layer is None or problems:
+        raise ValueError(f"{path}: a suite is a mapping with description, source and sets; {problems[0].message}")
+    tree = layer.tree
     found = validated(_File, tree, str(path))
     return Suite(path.stem, found.description, found.source, found.sets)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from PIL import Image
 from torch import Tensor
 
+from clipkit.config.json_text import parse_json
 from clipkit.encoder import Encoder
 from clipkit.exporters.open_clip import save_tokenizer
 from clipkit.towers.model_files import CONFIG_FILE
@@ -69,7 +70,7 @@ def read_beside(folder: Path) -> Beside:
     import open_clip
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    stored = json.loads((folder / CONFIG_FILE).read_text())
+    stored = parse_json((folder / CONFIG_FILE).read_text())
     options, config = stored["preprocess_cfg"], stored["model_cfg"]
     preprocess = image_transform_v2(PreprocessCfg(**options), is_train=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from clipkit.callbacks.metrics import RECORD
 from clipkit.checkpoint import newest
 from clipkit.config import RunConfig, load_config
+from clipkit.config.json_text import parse_json
 from clipkit.run_folder import CONFIG, STOPPED, finished_step
 
 Points = list[tuple[float, float]]
@@ -87,7 +87,7 @@ def _read_rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     rows, bad = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if isinstance(row, dict):
@@ -103,7 +103,7 @@ def _status(folder: Path, rows: Sequence[dict[str, Any]], step: int, steps: int)
         return "finished"
     if (folder / STOPPED).is_file():
         try:
-            reason = json.loads((folder / STOPPED).read_text()).get("reason")
+            reason = parse_json((folder / STOPPED).read_text()).get("reason")
         except (ValueError, AttributeError):
             reason = None
         return f"stopped ({reason or 'no reason recorded'})"

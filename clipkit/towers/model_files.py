@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipkit.config.json_text import parse_json
+
 CONFIG_FILE = "open_clip_config.json"
 TEXT_CONFIG = "text_tower"  # folder with the configuration of a Hugging Face text tower, in an exported folder
+_PICKLED = (".bin", ".pt", ".pth")
 _TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}
 
 
@@ -24,8 +27,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
             f"{path} does not exist; give an open_clip name, a JSON model configuration, a run or an exported folder"
         )
     try:
-        config = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        config = parse_json(path.read_text())
+    except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     stored = config if isinstance(config, dict) and "model_cfg" in config else {"model_cfg": config}
     model = stored["model_cfg"]
@@ -68,6 +71,37 @@ def _read(path: str) -> Any:
 
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_folder_weights(folder: Path) -> None:
+    """Read the pickled weights of an exported folder once by ourselves: open_clip's reader falls back to an unsafe one where torch stumbles.
+
+    Raises:
+        ValueError: If a file that it may take holds more than tensors and plain values.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _PICKLED:
+            read_weights(str(path))
+
+
+@contextlib.contextmanager
+def never_ask_to_trust(config: Mapping[str, Any]) -> Iterator[None]:
+    """Where a model brings code of its own, transformers asks at the keyboard whether to run it; here it is refused.
+
+    Args:
+        config: open_clip's ``model_cfg``.
+    """
+    text = config.get("text_cfg")
+    if not isinstance(text, Mapping) or not any(key in text for key in ("hf_model_name", "hf_tokenizer_name")):
+        yield
+        return
+    from transformers import dynamic_module_utils as asked
+
+    before, asked.TIME_OUT_REMOTE_CODE = asked.TIME_OUT_REMOTE_CODE, 0  # it then raises at once
+    try:
+        yield
+    finally:
+        asked.TIME_OUT_REMOTE_CODE = before
 
 
 def refuse_tokenizer_code(name: str, config: Mapping[str, Any]) -> None:

@@ -26,6 +26,8 @@ from clipkit.towers.base import Features, Tokenize, Tower, unit
 from clipkit.towers.depth import depths
 from clipkit.towers.model_files import (
     CONFIG_FILE,
+    check_folder_weights,
+    never_ask_to_trust,
     read_config_file,
     read_weights,
     refuse_tokenizer_code,
@@ -184,7 +186,8 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
             stored["model_cfg"], preprocess=stored.get("preprocess_cfg"), weights=pretrained, place=name
         )
     if (path / CONFIG_FILE).is_file():
-        stored = json.loads((path / CONFIG_FILE).read_text())
+        stored = read_config_file(path / CONFIG_FILE)
+        check_folder_weights(path)
         with text_tower_at_hand(path, stored) as folder:
             return _create(f"local-dir:{folder}", None, stored["model_cfg"], place=str(path))
     if name.startswith("hf-hub:"):
@@ -289,7 +292,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
             path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             (path / CONFIG_FILE).write_text(json.dumps(stored))
         if (path / CONFIG_FILE).is_file():
-            config, place = json.loads((path / CONFIG_FILE).read_text())["model_cfg"], f"local-dir:{path}"
+            config, place = read_config_file(path / CONFIG_FILE)["model_cfg"], f"local-dir:{path}"
         elif name.startswith("hf-hub:"):
             from open_clip.factory import _get_hf_config
 
@@ -300,7 +303,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
             raise ValueError(_unknown_model(name, open_clip.list_models()))
         refuse_tokenizer_code(name, config)
         try:
-            with _quiet():
+            with _quiet(), never_ask_to_trust(config):
                 tokenize = open_clip.get_tokenizer(place)
         except (RuntimeError, OSError, TypeError, ImportError) as error:
             raise ValueError(f"cannot build the tokenizer of {name!r}: {error}") from error
@@ -349,7 +352,7 @@ def _create(
         )
     refuse_tokenizer_code(place, config)
     try:
-        with _quiet():
+        with _quiet(), never_ask_to_trust(config):
             model = open_clip.create_model(
                 name, pretrained=pretrained, force_custom_text=True, pretrained_text=start_text
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from clipkit.config.json_text import parse_json
 
 PARAMS = "params.txt"
 _PREPROCESS = {
@@ -33,7 +34,7 @@ class TrainedModel:
         """``model_cfg`` under the run's ``--force-image-size``, ``--force-context-length`` and ``--force-quick-gelu``."""
         made = dict(config) | {key: dict(config.get(key, {})) for key in ("vision_cfg", "text_cfg")}
         if "force_image_size" in self.options:
-            size = json.loads(self.options["force_image_size"])
+            size = parse_json(self.options["force_image_size"])
             made["vision_cfg"]["image_size"] = size[0] if isinstance(size, list) and len(size) == 1 else size
         if "force_context_length" in self.options:
             made["text_cfg"]["context_length"] = int(self.options["force_context_length"])

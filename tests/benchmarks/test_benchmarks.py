@@ -17,6 +17,7 @@ SCRIPTS = sorted(
 LONG = (
     "decode",
     "embed",
+    "exploits",
     "learning",
     "loader",
     "loss_memory",

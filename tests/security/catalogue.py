@@ -1,0 +1,12 @@
+"""Every exploit, for the tests and for ``benchmarks/exploits.py``."""
+
+from tests.security import configs, documents, pictures, remote, shards, weights
+
+EXPLOITS = (
+    *shards.EXPLOITS,
+    *weights.EXPLOITS,
+    *pictures.EXPLOITS,
+    *configs.EXPLOITS,
+    *remote.EXPLOITS,
+    *documents.EXPLOITS,
+)
