@@ -19,7 +19,7 @@ from clipkit.callbacks.say import say
 from clipkit.checkpoint import read_checkpoint, remove_checkpoint, remove_unfinished, steps, write_checkpoint
 from clipkit.config.evaluate import smaller_is_better
 
-_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule")
+_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule", "owed_evaluation")
 
 
 class FolderCheckpointIO(CheckpointIO):
@@ -109,9 +109,10 @@ class SaveCheckpoints(Callback):
         self.scores = dict(state_dict["scores"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear what a killed writer left."""
+        """Clear what a killed writer left; note a figure that the run before this one was stopped from measuring."""
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
+        self._score(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,13 +126,16 @@ class SaveCheckpoints(Callback):
             self._save(trainer, step)
 
     def _save(self, trainer: Trainer, step: int) -> None:
-        score = self.figures.get(self.best) if self.best is not None else None
-        if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
-            self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
+        self._score(step)
         trainer.save_checkpoint(self.folder / str(step))
         if trainer.is_global_zero:
             self._prune()
         distributed.barrier()
+
+    def _score(self, step: int) -> None:
+        score = self.figures.get(self.best) if self.best is not None else None
+        if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
+            self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
 
     def _prune(self) -> None:
         present = steps(self.folder)
