@@ -1,10 +1,10 @@
 """SIGTERM to rank 0, to rank 1, to both, at random times: who leaves late, and how many steps are lost.
 
-Two gloo ranks train a tiny model on real shards, with a loader process each. Ranks are forked from one process that has imported all they need,
-so that a trial costs seconds; some trials are cold instead, through torchrun and through clipkit's own launcher. ``late`` counts trials in which a
-process was still there 30 s after the signal. ``lost_steps`` is the last step that any rank trained less the step of the newest checkpoint
-that verifies. ``wrong`` counts trials with an exit code other than 75, without ``stopped.json``, with a process left over, or whose resumed run ends
-with other weights than the uninterrupted one.
+Two gloo ranks train a tiny model on real shards, with a loader process each. Ranks are forked from one process that has imported all they
+need, so that a trial costs seconds; some trials are cold instead, through torchrun and through clipkit's own launcher. ``late`` counts trials in
+which a process was still there 30 s after the signal. ``lost_steps`` is the last step that any rank trained less the step of the newest
+checkpoint that verifies. ``wrong`` counts trials with an exit code other than 75, without ``stopped.json``, or whose resumed run ends with other
+weights than the uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import yaml
 from common import figure, finish, quick
 from photos import caption, photographs
 
-STEPS, BATCH, LIMIT = 40, 16, 30.0
+STEPS, BATCH, LIMIT = 30, 16, 30.0
 SUBSETS = ((0,), (1,), (0, 1))
 MODEL = {
     "embed_dim": 16,
@@ -61,7 +61,14 @@ def prepare(folder: Path) -> Path:
                 tar.addfile(info, io.BytesIO(data))
     (folder / "tiny.json").write_text(json.dumps(MODEL))
     source = {"shards": str(folder / "pairs.tar")}
-    data = {"train": {"pairs": source}, "batch_size": BATCH, "workers": 1, "trace": True, "cache": str(folder)}
+    data = {
+        "train": {"pairs": source},
+        "batch_size": BATCH,
+        "workers": 1,
+        "start_method": "fork",
+        "trace": True,
+        "cache": str(folder),
+    }
     (folder / "run.yaml").write_text(yaml.safe_dump({"model": str(folder / "tiny.json"), "data": data, **RUN}))
     return folder / "run.yaml"
 

@@ -144,7 +144,8 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
         nonlocal interrupts, asked
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a third one
+                os.killpg(process.pid, signal.SIGKILL)
         elif not asked:  # a second SIGTERM would make torchrun leave before its ranks have saved
             asked = True
             process.send_signal(number)

@@ -20,6 +20,7 @@ from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.stragglers import Stragglers
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
@@ -65,6 +66,7 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
     distributed.on_rank_0(
         lambda: loggers.extend(build_loggers(config, run.folder))
     )  # a missing package stops all ranks
+    by_rank: dict[str, Any] = {}
     metrics = MetricsLog(
         folder=run.folder,
         every=window,
@@ -72,7 +74,9 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
         loggers=loggers,
         csv_copy=config.logging.csv,
         progress=Progress(steps),
+        more=by_rank,
     )
+    stragglers = Stragglers(every=window, steps=steps, metrics=metrics, figures=by_rank)
     now: dict[str, Any] = {}
     evaluate = Evaluate(
         tasks=tasks,
@@ -108,7 +112,7 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
     )
     guard = ReportSkipped(every=window, steps=steps)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
+    return [account, agreement, guard, *ema, stragglers, metrics, evaluate, *early, save, OffTheClock(metrics)]
 
 
 def clocks(config: RunConfig) -> dict[str, float]:
