@@ -42,22 +42,29 @@ class Waits:
     def __init__(self, *, gpu: bool) -> None:
         self.gpu = gpu
         self.start = mark(gpu=gpu)
+        self.computing: Mark | None = None
         self.spans: list[tuple[Mark, Mark]] = []
 
+    def compute(self) -> None:
+        """The forward begins. What was until here is a wait: DDP shares its buffers first."""
+        if self.computing is None:
+            self.computing = mark(gpu=self.gpu)
+
     def before(self) -> float:
-        """Seconds from the start to the first wait, or to now where there was none."""
-        return seconds(self.start, self.spans[0][0] if self.spans else mark(gpu=self.gpu))
+        """Seconds of the forward until the first wait in it, 0 where there was neither."""
+        return seconds(self.computing, self.spans[0][0]) if self.spans and self.computing is not None else 0.0
 
     def total(self) -> float:
         """Seconds of all waits."""
-        return sum(seconds(*span) for span in self.spans)
+        first = 0.0 if self.computing is None else seconds(self.start, self.computing)
+        return first + sum(seconds(*span) for span in self.spans)
 
 
 @contextlib.contextmanager
 def waiting() -> Iterator[None]:
     """Inside, this rank waits for others."""
     waits = Waits.current
-    if waits is None:
+    if waits is None or waits.computing is None:
         yield
         return
     start = mark(gpu=waits.gpu)

@@ -19,6 +19,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from clipkit import distributed
 from clipkit.callbacks.metrics import MetricsLog
 from clipkit.callbacks.say import say
+from clipkit.module import CLIPModule
 from clipkit.waits import Waits
 
 SLOW = 0.7  # of the others' median, as NVIDIA's resiliency extension has it
@@ -110,6 +111,11 @@ def _outlier(values: Sequence[float], step: float) -> int | None:
     return worst if slow else None
 
 
+def _computing(*_: Any) -> None:
+    if Waits.current is not None:
+        Waits.current.compute()
+
+
 class Stragglers(Callback):
     """Measure each rank and name a slow one. Stands before the metrics, which log what it finds.
 
@@ -129,12 +135,15 @@ class Stragglers(Callback):
         self._data = 0.0
         self._waits: list[Waits] = []
         self._window_start = 0.0
+        self._hook: Any = None
         self._seen: list[tuple[int, str] | None] = []
         self._named: tuple[int, str] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a window."""
         self._window_start = time.perf_counter()
+        assert isinstance(pl_module, CLIPModule)
+        self._hook = pl_module.towers.register_forward_pre_hook(_computing)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The batch is here: the wait for it is over."""
@@ -158,6 +167,8 @@ class Stragglers(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note no more waits."""
         Waits.current = None
+        if self._hook is not None:
+            self._hook.remove()
 
     def _look(self, step: int) -> None:
         now, count = time.perf_counter(), len(self._waits)

@@ -25,6 +25,7 @@ LONG = (
     "onnx_speed",
     "resume",
     "retrieval",
+    "signals",
     "step",
     "tar_read",
 )  # photographs, gigabytes, or large models
