@@ -16,7 +16,7 @@ def mark(*, gpu: bool) -> Mark:
     """This moment: on a GPU when its stream gets here, and the process does not wait for that."""
     if not gpu:
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     event.record()
     return event
 
