@@ -78,7 +78,7 @@ def fit(
     from clipkit.launch import ranks_wanted, start_ranks
     from clipkit.packing import pack_loose
     from clipkit.plugins import load_plugin
-    from clipkit.run_folder import default_folder
+    from clipkit.run_folder import STOPPED, STOPPED_CODE, default_folder, write_stopped_early
     from clipkit.training import train
 
     distributed.adopt_srun(os.environ)
@@ -94,6 +94,8 @@ def fit(
         raise ValueError(f"own losses cannot be sent to {ranks[0]} fresh ranks; use torchrun, or set trainer.devices=1")
     told = loaded.model_copy(update={"run": str(folder)})
     end = start_ranks(told, ranks=ranks[0], resume=resume, plugin=plugin, allowed=allowed)
+    if end[0] == STOPPED_CODE and not (folder / STOPPED).is_file():
+        write_stopped_early(folder, told, "signal before the ranks had met")
     return _outcome_of_ranks(folder, *end)
 
 

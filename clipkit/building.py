@@ -254,13 +254,18 @@ def build_data(
     return module
 
 
-def build_tasks(config: RunConfig, module: CLIPModule, pair: OpenClipPair) -> Callable[[], dict[str, Any]]:
-    """All evaluations of ``evaluate.tasks`` over the towers in training: ``val/TASK/FIGURE`` to value, each set encoded once."""
+def build_tasks(
+    config: RunConfig, module: CLIPModule, pair: OpenClipPair, poll: Callable[[], None] = lambda: None
+) -> Callable[[], dict[str, Any]]:
+    """All evaluations of ``evaluate.tasks`` over the towers in training: ``val/TASK/FIGURE`` to value, each set encoded once.
+
+    ``poll`` is called between batches, on every rank equally often; it may raise on all of them to give up.
+    """
     cache = cache_folder(config)
     evaluators = {name: build_evaluator(spec, cache) for name, spec in config.evaluate.tasks.items()}
 
     def run() -> dict[str, Any]:
-        encodings = Encodings(encoder_of(module, pair, config))  # anew each time: the towers have moved on
+        encodings = Encodings(encoder_of(module, pair, config), poll=poll)  # anew each time: the towers have moved on
         found = {name: evaluator.run(encodings).figures for name, evaluator in evaluators.items()}
         return {f"val/{name}/{key}": value for name, figures in found.items() for key, value in figures.items()}
 

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from clipkit.waits import waiting
+
 T = TypeVar("T")
 _REDUCE = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -123,7 +125,8 @@ def barrier() -> None:
 def all_reduce_(x: Tensor, op: Literal["sum", "max", "min"] = "sum") -> Tensor:
     """Reduce ``x`` over ranks in place and return it."""
     if world_size() > 1:
-        dist.all_reduce(x, op=_REDUCE[op])
+        with waiting():
+            dist.all_reduce(x, op=_REDUCE[op])
     return x
 
 
@@ -142,7 +145,8 @@ def gather_sizes(rows: int, device: torch.device | None = None) -> list[int]:
         return [rows]
     mine = torch.tensor([rows], dtype=torch.int64, device=device or _device())
     sizes = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(sizes, mine)
+    with waiting():
+        dist.all_gather(sizes, mine)
     return [int(size) for size in torch.cat(sizes).tolist()]
 
 
@@ -160,8 +164,10 @@ class Pending(Generic[T]):
 
     def wait(self) -> T:
         """The result; on a GPU its stream waits, not the process."""
-        for work in self._works:
-            work.wait()
+        if self._works:
+            with waiting():
+                for work in self._works:
+                    work.wait()
         return self._finish()
 
 

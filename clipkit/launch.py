@@ -7,7 +7,6 @@ Ranks are fresh ``python -m clipkit fit RESOLVED.yaml`` processes under ``torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -21,11 +20,12 @@ from types import FrameType
 from clipkit import distributed
 from clipkit.allowed import Allowed
 from clipkit.config import RunConfig, write_config
+from clipkit.processes import die_with_parent
+from clipkit.run_folder import STOPPED_CODE
 
 OUTCOME = "CLIPKIT_OUTCOME"
 """Names the file in which ranks that we started leave the exit code and the last words."""
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
+_TORCHRUNS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # what torchrun passes on to its ranks by itself
 
 
 class RanksFailed(RuntimeError):
@@ -72,10 +72,11 @@ def start_ranks(
 ) -> tuple[int, str]:
     """Run ``config`` on ``ranks`` fresh processes of this machine and wait for them.
 
-    SIGTERM, SIGUSR1 and the first Ctrl-C are passed on as a request to stop; a second Ctrl-C ends all at once.
+    SIGTERM, SIGUSR1 and the first Ctrl-C are passed on to the ranks as a request to stop; a second Ctrl-C ends all at once.
 
     Returns:
-        The exit code as DESIGN defines it, and the last words of rank 0 (empty where there are none).
+        The exit code as DESIGN defines it (75 also where ranks that were asked to stop ended before they could answer), and the last words of
+        rank 0 (empty where there are none).
     """
     with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
         resolved = Path(folder) / "run.yaml"
@@ -94,14 +95,16 @@ def run_again(arguments: Sequence[str], *, ranks: int) -> tuple[int, str]:
     with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
         outcome = Path(folder) / "outcome.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-        command += ["-m", "clipkit", *arguments]
+        command += ["--signals-to-handle", ",".join((*_TORCHRUNS, "SIGUSR1")), "-m", "clipkit", *arguments]
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:
-            code = _wait(process)
-        if outcome.is_file():
+            code, asked = _wait(process)
+        if code != 130 and outcome.is_file():
             told = json.loads(outcome.read_text())
             return int(told["code"]), str(told["message"])
+        if asked and code not in (0, 130):  # they were not listening yet
+            return STOPPED_CODE, ""
         return (code if code in (0, 130) else 1), ""
 
 
@@ -126,26 +129,26 @@ def started_here() -> bool:
     return OUTCOME in os.environ and distributed.launched()
 
 
-def die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends.
-
-    torchrun puts each rank into a session of its own: no signal to torchrun's group reaches it, and it would train on, unwatched.
-    """
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_torchrun() -> None:
+    """A rank ends with its torchrun, also with one that was gone before the rank could ask for that."""
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    if die_with_parent() and parent.is_file() and b"torch.distributed.run" not in parent.read_bytes():
+        os._exit(1)
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, bool]:
+    """The exit code of torchrun, and whether it was asked to stop."""
     interrupts, asked = 0, False
 
     def forward(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts, asked
         interrupts += number == signal.SIGINT
         if interrupts > 1:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # a third one
+                os.killpg(process.pid, signal.SIGKILL)
         elif not asked:  # a second SIGTERM would make torchrun leave before its ranks have saved
             asked = True
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     previous = {number: signal.signal(number, forward) for number in numbers}
@@ -154,4 +157,4 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 130 if interrupts > 1 else code
+    return (130 if interrupts > 1 else code), asked

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import platform
 import shlex
 import sys
@@ -103,7 +105,8 @@ def check_folder(folder: Path, config: RunConfig, *, fresh: bool, allow_mismatch
             )
         return of_data
     fetched = (folder / "checkpoints" / FETCHED).is_file()  # by a start that was refused after it
-    if folder.is_dir() and any(path.name != "checkpoints" or not fetched for path in folder.iterdir()):
+    known = {STOPPED} | ({"checkpoints"} if fetched else set())
+    if folder.is_dir() and any(path.name not in known for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and is no run folder ({CONFIG} is missing); name another with run=DIR")
     return []
 
@@ -275,9 +278,27 @@ def recorded_micro_batch(checkpoint: Path) -> dict[str, Any] | None:
     return found
 
 
+def owes_evaluation(checkpoint: Path) -> bool:
+    """Whether a signal kept the run from evaluating this checkpoint's step."""
+    return bool(json.loads((checkpoint / INFO).read_text())["lightning"].get("owed_evaluation", False))
+
+
 def write_stopped(folder: Path, **fields: Any) -> None:
-    """Leave word of why the run stopped."""
-    (folder / STOPPED).write_text(json.dumps(fields) + "\n")
+    """Leave word of why the run stopped; the file is replaced whole."""
+    temporary = folder / f"{STOPPED}.{os.getpid()}"
+    temporary.write_text(json.dumps(fields) + "\n")
+    os.replace(temporary, folder / STOPPED)
+
+
+def write_stopped_early(folder: Path, config: RunConfig, reason: str) -> None:
+    """The same for a run that a signal ended before its ranks had met, unless the folder is somebody else's."""
+    with contextlib.suppress(OSError, ValueError):
+        check_folder(folder, config, fresh=False, allow_mismatch=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        found, _ = newest(folder / "checkpoints")
+        step, steps = finished_step(found)
+        if step != steps:
+            write_stopped(folder, reason=reason, step=step, steps=max(steps, 0), code=STOPPED_CODE)
 
 
 def stop_rule(config: RunConfig) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.stragglers import Stragglers
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
@@ -70,6 +71,7 @@ def callbacks(
     distributed.on_rank_0(
         lambda: loggers.extend(build_loggers(config, run.folder))
     )  # a missing package stops all ranks
+    by_rank: dict[str, Any] = {}
     metrics = MetricsLog(
         folder=run.folder,
         every=window,
@@ -81,7 +83,9 @@ def callbacks(
             "train/checkpoint_failures": lambda: checkpoint_io.failures,
             "train/checkpoint_copy_failures": lambda: save.copy_failures,
         },
+        more=by_rank,
     )
+    stragglers = Stragglers(every=window, steps=steps, metrics=metrics, figures=by_rank)
     now: dict[str, Any] = {}
     evaluate = Evaluate(
         tasks=tasks,
@@ -107,7 +111,7 @@ def callbacks(
     )
     guard = ReportSkipped(every=window, steps=steps)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
+    return [account, agreement, guard, *ema, stragglers, metrics, evaluate, *early, save, OffTheClock(metrics)]
 
 
 def _save(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,10 @@ from clipkit.building import (
     prepare_data,
     workers,
 )
-from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.agreement import Agreement, StopAgreed
 from clipkit.callbacks.checkpoint_io import CheckpointLost, FolderCheckpointIO
 from clipkit.callbacks.early_stop import EarlyStop
+from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.say import say
@@ -33,6 +36,7 @@ from clipkit.checkpoint import newest
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
+from clipkit.launch import leave_word
 from clipkit.mismatch import say_branch, say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
@@ -47,14 +51,17 @@ from clipkit.run_folder import (
     data_state,
     find_resume,
     finished_step,
+    owes_evaluation,
     record_start,
     recorded_micro_batch,
     recorded_plugin,
     stop_rule,
     stopped_early,
     write_stopped,
+    write_stopped_early,
 )
 from clipkit.running import Run, Tasks, callbacks, clocks
+from clipkit.stopping import leave_at_once
 from clipkit.strategy import strategy_of
 
 
@@ -90,8 +97,31 @@ def train(
         losses = dict(own_losses or {})
         asked = _Request(config, folder, ranks, resume, losses, plugin, allowed)
         return _train(asked, agreement)
+    except StopAgreed:  # this process alone, before its first step
+        return _stopped_before_start(config, folder, str(agreement.stopped))
     finally:
         agreement.release()
+
+
+@contextmanager
+def _leaving_at_once(asked: _Request, agreement: Agreement) -> Iterator[None]:
+    """Until the ranks have met, a signal to any of them ends it; one process alone gives up what it does."""
+    config, folder = asked.config, asked.folder
+
+    def last_words(reason: str) -> None:
+        write_stopped_early(folder, config, reason)
+        print(f"stopped by {reason} before the ranks had met; nothing is lost", file=sys.stderr, flush=True)
+        leave_word(STOPPED_CODE, "")
+
+    with leave_at_once(last_words) if distributed.launched() else agreement.at_once():
+        yield
+
+
+def _stopped_before_start(config: RunConfig, folder: Path, reason: str) -> Outcome:
+    write_stopped_early(folder, config, reason)
+    say(f"stopped by {reason} before the first step; the same command begins again")
+    step, steps = finished_step(newest(folder / "checkpoints")[0])
+    return Outcome(folder, step, max(steps, 0), reason)
 
 
 @dataclass(frozen=True)
@@ -110,11 +140,11 @@ class _Request:
 def _train(asked: _Request, agreement: Agreement) -> Outcome:
     config, folder, ranks, resume, plugin = asked.config, asked.folder, asked.ranks, asked.resume, asked.plugin
     world = ranks[0] * ranks[1]
-    gpu = uses_gpu(config)
-    prepare_data(
-        config, allow_pipe=asked.allowed.pipe
-    )  # may take long: ranks that are in a group already would time out
-    distributed.init(world, gpu=gpu)
+    with _leaving_at_once(asked, agreement):
+        prepare_data(
+            config, allow_pipe=asked.allowed.pipe
+        )  # may take long: ranks that are in a group already would time out
+        distributed.init(world, gpu=uses_gpu(config))
     if config.data.batch_size % world:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
@@ -133,7 +163,8 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     step, steps = finished_step(found)
     if found is not None and (warning := check_plugin(recorded_plugin(found), plugin)):
         say(warning)
-    if found is not None and resume == "auto" and step >= steps:
+    owed = found is not None and owes_evaluation(found)
+    if found is not None and resume == "auto" and step >= steps and not owed:
         say(f"{folder} is finished: step {step} of {steps}; nothing to do. For more, name another folder with run=DIR")
         return Outcome(folder, step, steps)
     if found is not None and resume == "auto" and (early := stopped_early(folder, config)):
@@ -145,7 +176,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
     run = Run(config, folder, ranks, pair, data, losses, plugin, copies)
     end = min(steps, run.steps)
     if (
-        found is not None and step >= end
+        found is not None and step >= end and not owed
     ):  # Lightning's loop is at its end there, and a longer length does not move that
         raise ValueError(
             f"--resume {resume}: its step {step} is the end of a run of {end} steps; name an earlier checkpoint"
@@ -179,7 +210,7 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     module = build_module(
         config, run.pair, steps=run.steps, warmup=run.in_steps(config.optim.warmup), own_losses=run.own_losses
     )
-    tasks = _tasks(run, module)
+    tasks = _tasks(run, module, agreement)
     if found is not None:
         check_weights(found, module.state_dict())
     if config.trainer.micro_batch == "auto":
@@ -194,7 +225,8 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
     reason = early.reason if early is not None and step < run.steps else None
-    stopped = (agreement.signal_name or "signal to another rank") if step < run.steps and reason is None else None
+    given_up = any(isinstance(callback, Evaluate) and callback.owed for callback in trainer.callbacks)
+    stopped = agreement.stopped if reason is None and (step < run.steps or given_up) else None
     if checkpoint_io.failures:
         say(f"warning: {checkpoint_io.failures} checkpoints could not be written")
     if distributed.broadcast_int(int(checkpoint_io.lost is not None)) and stopped is None:
@@ -224,15 +256,17 @@ def _auto_micro_batch(run: Run, module: CLIPModule, found: Path | None) -> int |
     return choice.micro_batch
 
 
-def _tasks(run: Run, module: CLIPModule) -> Tasks:
+def _tasks(run: Run, module: CLIPModule, agreement: Agreement) -> Tasks:
     """What is evaluated, opened and looked at now: a mistake in it must not show after a night of training."""
-    tasks = build_tasks(run.config, module, run.pair)
+    tasks = build_tasks(run.config, module, run.pair, agreement.poll)
     if not run.config.data.val:
         return tasks if run.config.evaluate.tasks else None
     check_validation(run.data)
 
     def all_tasks() -> dict[str, Any]:
-        return tasks() | {f"val/{key}": value for key, value in validation_loss(module, run.data).items()}
+        return tasks() | {
+            f"val/{key}": value for key, value in validation_loss(module, run.data, agreement.poll).items()
+        }
 
     return all_tasks
 

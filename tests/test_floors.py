@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 
 # From the ground up. A part may import the parts of lower floors; parts that share a floor know nothing of one another, but for LEANS_ON.
 FLOORS = (
-    ("1", {"config", "distributed", "metrics"}),
+    ("1", {"config", "distributed", "metrics", "processes", "waits"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
     ("2b", {"checkpoint_copies", "encoder", "guard", "loading", "optim"}),
     ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
@@ -29,6 +29,7 @@ FLOORS = (
             "building",
             "staging",
             "launch",
+            "stopping",
             "packing",
             "plugins",
             "run_folder",
@@ -42,6 +43,7 @@ FLOORS = (
     ("5", {"cli", "__init__", "__main__"}),
 )
 LEANS_ON = {  # within a floor: who may import whom
+    "distributed": {"waits"},
     "embedding": {"evaluation"},
     "loading": {"encoder"},
     "demo": {"api"},
@@ -51,7 +53,8 @@ LEANS_ON = {  # within a floor: who may import whom
     "teachers": {"callbacks"},
     "packing": {"building", "callbacks"},
     "plugins": {"building"},
-    "launch": {"allowed"},
+    "launch": {"allowed", "run_folder"},
+    "stopping": {"callbacks", "run_folder"},
     "mismatch": {"callbacks", "run_folder"},
     "running": {"callbacks", "building", "loggers", "plugins"},
     "training": {
@@ -61,6 +64,8 @@ LEANS_ON = {  # within a floor: who may import whom
         "running",
         "allowed",
         "hardware",
+        "launch",
+        "stopping",
         "plugins",
         "quiet",
         "run_folder",

@@ -95,13 +95,13 @@ def test_torchrun_is_asked_to_stop_once(monkeypatch):
                 os.kill(os.getpid(), number)
             return 0
 
-    assert launch._wait(Process()) == 0
-    assert sent == [signal.SIGTERM]
+    assert launch._wait(Process()) == (0, True)
+    assert sent == [signal.SIGUSR1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
 def test_a_rank_ends_with_torchrun():
-    child = "from clipkit.launch import die_with_parent; import sys, time; die_with_parent(); print('up', flush=True); time.sleep(60)"
+    child = "from clipkit.processes import die_with_parent; import sys, time; die_with_parent(); print('up', flush=True); time.sleep(60)"
     parent = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True); time.sleep(60)"
     process = subprocess.Popen([sys.executable, "-c", parent, child], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"up\n"

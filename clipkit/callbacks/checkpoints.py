@@ -83,12 +83,16 @@ class SaveCheckpoints(Callback):
         self.milestones = list(state_dict.get("milestones", ()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Clear what a killed writer left, and put away what the run does not go on from: it is not this run's past."""
+        """Clear what a killed writer left, and put away what the run does not go on from: it is not this run's past.
+
+        A figure that the run before this one was stopped from measuring is noted.
+        """
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
             for path in steps(self.folder):
                 if int(path.name) > trainer.global_step:
                     say(f"{path} is newer than the step that this run goes on from: it is kept as {set_aside(path)}")
+        self._score(trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -119,9 +123,7 @@ class SaveCheckpoints(Callback):
         return every is not None and crossed(step, self.batch_size, every)
 
     def _save(self, trainer: Trainer, step: int, *, last: bool, milestone: bool) -> None:
-        score = self.figures.get(self.best) if self.best is not None else None
-        if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
-            self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
+        self._score(step)
         if milestone:
             self.milestones.append(step)
         chosen = functools.partial(
@@ -136,6 +138,11 @@ class SaveCheckpoints(Callback):
         if last:
             self.io.wait()
         distributed.barrier()
+
+    def _score(self, step: int) -> None:
+        score = self.figures.get(self.best) if self.best is not None else None
+        if score is not None and math.isfinite(score):  # the loss of a run that diverged is nobody's best
+            self.scores[str(step)] = -float(score) if smaller_is_better(str(self.best)) else float(score)
 
     def _committed(self, folder: Path, chosen: Callable[[Iterable[int]], set[int]]) -> None:
         """What follows a checkpoint that is whole: older ones go, and copies are made."""

@@ -42,10 +42,17 @@ class EarlyStop(Callback):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.waited = state_dict["waited"]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at a figure that the run before this one was stopped from measuring."""
+        self._look(trainer)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the figure, if it was measured at this step."""
+        self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
         if self.monitor not in self.figures:
             return
         value = self.figures[self.monitor]

@@ -38,6 +38,7 @@ class MetricsLog(Callback):
         csv_copy: Whether to keep ``metrics.csv`` as well.
         progress: Shows the figures to the user.
         counts: Faults by name, as rank 0 counted them; each is written from its first on.
+        more: Figures of the window that another callback has put there.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MetricsLog(Callback):
         csv_copy: bool,
         progress: Progress,
         counts: Mapping[str, Callable[[], int]] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = folder
         self.every = every
@@ -58,8 +60,9 @@ class MetricsLog(Callback):
         self.csv_copy = csv_copy
         self.progress = progress
         self.counts = dict(counts or {})
+        self.more = {} if more is None else more
         self._lines = Lines(folder / RECORD)
-        self._window_start = self._step_end = 0.0
+        self._window_start = self.step_end = 0.0
         self._waited = 0.0
         self._window_steps = 0
 
@@ -68,11 +71,11 @@ class MetricsLog(Callback):
         if trainer.is_global_zero:
             cut_back(self.folder / RECORD, trainer.global_step or -1)  # from the start again, its figures too
             self.progress.start(trainer.global_step)
-        self._window_start = self._step_end = time.perf_counter()
+        self._window_start = self.step_end = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the time since the last step's end as waiting for data."""
-        self._waited += time.perf_counter() - self._step_end
+        self._waited += time.perf_counter() - self.step_end
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -82,16 +85,17 @@ class MetricsLog(Callback):
         if self._ends_window(trainer.global_step):
             assert isinstance(pl_module, CLIPModule)
             faults = {name: count() for name, count in self.counts.items() if count()}
-            self.write(trainer, trainer.global_step, self._figures(trainer, pl_module, batch) | faults)
+            figures = {**self._figures(trainer, pl_module, batch), **self.more, **faults}
+            self.write(trainer, trainer.global_step, figures)
         else:
             self.progress.step(trainer.global_step)
-        self._step_end = time.perf_counter()
+        self.step_end = time.perf_counter()
 
     def skip(self) -> None:
         """Leave out what other callbacks did since the step's end: an evaluation is neither training nor waiting for data."""
         now = time.perf_counter()
-        self._window_start += now - self._step_end
-        self._step_end = now
+        self._window_start += now - self.step_end
+        self.step_end = now
 
     def write(self, trainer: Trainer, step: int, figures: Mapping[str, Any]) -> None:
         """Write figures of a step, on rank 0."""

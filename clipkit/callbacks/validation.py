@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from clipkit import distributed
@@ -26,8 +28,15 @@ def check_validation(data: ShardDataModule) -> None:
 
 
 @torch.no_grad()
-def validation_loss(module: CLIPModule, data: ShardDataModule) -> dict[str, float]:
+def validation_loss(
+    module: CLIPModule, data: ShardDataModule, poll: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """The weighted loss over ``data.val``, in batches of the training size, averaged over batches and ranks.
+
+    Args:
+        module: The model.
+        data: Its data.
+        poll: Called before each batch; may raise on all ranks to give up.
 
     Returns:
         ``loss``, and ``loss/NAME`` where there are several.
@@ -38,6 +47,7 @@ def validation_loss(module: CLIPModule, data: ShardDataModule) -> dict[str, floa
     count = 0
     try:
         for batch in data.val_batches():
+            poll()
             moved = module.transfer_batch_to_device(module.on_before_batch_transfer(batch, 0), module.device, 0)
             module.training_step(moved, count)
             for name, part in module.parts.items():

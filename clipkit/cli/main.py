@@ -225,10 +225,10 @@ def run(arguments: list[str] | None = None) -> int:
     global _arguments
     _arguments = arguments
     if os.environ.get("CLIPKIT_OUTCOME"):
-        from clipkit.launch import die_with_parent, started_here
+        from clipkit.launch import die_with_torchrun, started_here
 
         if started_here():
-            die_with_parent()
+            die_with_torchrun()
     try:
         result = app(arguments, standalone_mode=False)
         code, message = (int(result) if isinstance(result, int) else 0), ""

@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from clipkit.processes import die_with_parent
+
 
 def start_worker(_: int) -> None:
-    """One thread each; signals are the parent's to handle, or Ctrl-C would lose the batches on their way."""
+    """One thread each; signals are the parent's to handle, or Ctrl-C would lose the batches on their way; no parent, no worker."""
+    die_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def kill_left_over() -> None:

@@ -83,5 +83,5 @@ class _Pictures(Dataset[Picture | Unreadable]):
 
 def _start(worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when its workers end
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when its workers end
         signal.signal(number, signal.SIG_IGN)

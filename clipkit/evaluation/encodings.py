@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clipkit import distributed
 from clipkit.encoder import Encoder
 from clipkit.evaluation.feature_cache import cached, features_key
 from clipkit.evaluation.prompts import fill
@@ -18,7 +19,7 @@ from clipkit.evaluation.split import encode_images, gather_by_index, my_share
 PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Name to the type of autocast; None for none."""
 TEXTS = 256  # of one forward
-_TEXTS_AT_ONCE = 32768  # prompts whose embeddings are held before they are averaged
+_TEXTS_AT_ONCE = 4096  # between two polls; within them texts of like length share a forward
 
 
 class Encodings:
@@ -34,6 +35,7 @@ class Encodings:
         precision: One of ``PRECISIONS``: what the towers compute in (autocast); embeddings are float32.
         on_images: Told of images that this rank has encoded.
         feature_cache: A folder where the features that probes learn from are kept; None keeps none.
+        poll: Called between batches, on every rank equally often; it may raise on all of them to give up.
 
     Raises:
         ValueError: If there is no such precision.
@@ -48,6 +50,7 @@ class Encodings:
         precision: str = "fp32",
         on_images: Callable[[int], None] = lambda count: None,
         feature_cache: Path | None = None,
+        poll: Callable[[], None] = lambda: None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is not known; take one of {', '.join(PRECISIONS)}")
@@ -57,6 +60,7 @@ class Encodings:
         self.batch_size = batch_size
         self.workers = workers
         self.feature_cache = feature_cache
+        self.poll = poll
         self._features: dict[tuple[tuple[ImageFile, ...], tuple[str, ...]], dict[str, Tensor]] = {}
         self._images: tuple[tuple[ImageFile, ...], Tensor] | None = None
         self._texts: tuple[tuple[str, ...], Tensor] | None = None
@@ -83,6 +87,7 @@ class Encodings:
                     batch_size=self.batch_size,
                     workers=self.workers,
                     on_images=self.on_images,
+                    poll=self.poll,
                 )
             self._require_finite(found, images)
             self._images = key, found
@@ -125,6 +130,7 @@ class Encodings:
                 workers=self.workers,
                 on_images=self.on_images,
                 encode=self.encoder.encode_image_features,
+                poll=self.poll,
             )
         self._require_finite(both, images)
         width = int(self.encoder.info.config["embed_dim"])
@@ -143,7 +149,7 @@ class Encodings:
         if self._texts is None or self._texts[0] != key:
             mine = my_share(len(texts))
             with self._arithmetic():
-                rows = self.encoder.encode_text([texts[item] for item in mine], batch_size=TEXTS)
+                rows = _encode_texts(self.encoder, [texts[item] for item in mine], len(texts), self.poll)
             found = gather_by_index(rows, mine, len(texts), self.encoder.device)
             self._require_finite(found, texts)
             self._texts = key, found
@@ -173,7 +179,7 @@ class Encodings:
         key = tuple(map(tuple, prompts))
         if key not in self._classes:
             with self._arithmetic():
-                found = _class_embeddings(self.encoder, key)
+                found = _class_embeddings(self.encoder, key, self.poll)
             self._require_finite(found, [texts[0] for texts in key])
             self._classes[key] = found
         return self._classes[key]
@@ -192,11 +198,25 @@ class Encodings:
             )
 
 
+def _encode_texts(encoder: Encoder, mine: Sequence[str], total: int, poll: Callable[[], None]) -> Tensor:
+    """This rank's texts; every rank polls equally often, though one may have a text more."""
+    common = -(-(total // distributed.world_size()) // _TEXTS_AT_ONCE)
+    parts = [encoder.encode_text([])]
+    for number, start in enumerate(range(0, len(mine), _TEXTS_AT_ONCE)):
+        if number < common:
+            poll()
+        parts.append(encoder.encode_text(mine[start : start + _TEXTS_AT_ONCE], batch_size=TEXTS))
+    return torch.cat(parts)
+
+
 @torch.no_grad()
-def _class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor:
+def _class_embeddings(encoder: Encoder, prompts: Sequence[Sequence[str]], poll: Callable[[], None]) -> Tensor:
     mine = my_share(len(prompts))
+    common = len(prompts) // distributed.world_size()
     parts, batch = [encoder.encode_text([])], []
     for place, label in enumerate(mine):
+        if place < common:
+            poll()
         batch.append(prompts[label])
         if place + 1 == len(mine) or sum(map(len, batch)) >= _TEXTS_AT_ONCE:
             text = encoder.encode_text([prompt for texts in batch for prompt in texts], batch_size=TEXTS)

@@ -52,6 +52,7 @@ def encode_images(
     workers: int,
     on_images: Callable[[int], None] = lambda count: None,
     encode: Callable[..., Tensor] | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Embed all images (N, D), shared among the ranks.
 
@@ -62,6 +63,7 @@ def encode_images(
         workers: Processes a rank that read, decode and resize; 0 does it in this one.
         on_images: Told after each batch how many of this rank's images it held.
         encode: What turns images into rows, with ``batch_size``; ``encoder.encode_image`` unless given.
+        poll: Called between batches, on every rank equally often; it may raise on all of them to give up.
 
     Returns:
         (N, D) float32, unit norm unless ``encode`` says otherwise, on the CPU, the same on every rank.
@@ -77,12 +79,19 @@ def encode_images(
     )
     parts: list[Tensor] = []
     error: str | None = None
+    common = -(-(len(images) // distributed.world_size()) // batch_size)  # a rank may have one batch more
+    polled = 0
     for batch in loader:
+        if polled < common:
+            polled += 1
+            poll()
         error = next((item for item in batch if isinstance(item, str)), None)
         if error is not None:
             break
         parts.append(encode(batch, batch_size=batch_size))
         on_images(len(batch))
+    for _ in range(polled, common):  # after an error, as often as the others
+        poll()
     agree_on_error(error)
     rows = torch.cat(parts) if parts else encode([])
     return gather_by_index(rows, mine, len(images), encoder.device)
@@ -101,7 +110,7 @@ def agree_on_error(error: str | None) -> None:
 
 def _ignore_signals(worker: int) -> None:
     """Ctrl-C reaches the whole group of processes; the rank decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 
 

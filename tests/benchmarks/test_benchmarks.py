@@ -26,6 +26,7 @@ LONG = (
     "onnx_speed",
     "resume",
     "retrieval",
+    "signals",
     "step",
     "tar_read",
 )  # photographs, gigabytes, or large models

@@ -5,7 +5,9 @@ import signal
 import time
 from types import SimpleNamespace
 
-from clipkit.callbacks.agreement import Agreement
+import pytest
+
+from clipkit.callbacks.agreement import Agreement, StopAgreed
 
 
 def fake_trainer():
@@ -29,8 +31,10 @@ def test_a_signal_raises_a_flag_that_stops_at_the_end_of_the_step():
     assert not trainer.should_stop
     step(agreement, trainer)
     assert trainer.should_stop
-    assert agreement.signal_name == "SIGTERM"
+    assert agreement.stopped == "SIGTERM"
     agreement.teardown(trainer, None, "fit")
+    os.kill(os.getpid(), signal.SIGTERM)  # the last word is not written yet
+    agreement.release()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -46,17 +50,43 @@ def test_a_clock_rises_once_an_interval_and_is_taken_once():
     assert not agreement.take("checkpoint")
     step(agreement, trainer)
     assert not agreement.take("checkpoint")
-    agreement.teardown(trainer, None, "fit")
+    agreement.release()
 
 
-def test_a_signal_while_the_run_is_put_together_stops_it_at_its_first_step():
+def test_between_two_steps_a_signal_gives_up_what_is_under_way_and_a_clock_keeps():
+    agreement, trainer = Agreement({"checkpoint": 0.0}), fake_trainer()
+    agreement.setup(trainer, None, "fit")
+    agreement.on_train_start(trainer, None)
+    agreement._ring()
+    agreement.poll()
+    step(agreement, trainer)
+    assert agreement.take("checkpoint")
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(2):  # whoever asks once more hears it once more
+        with pytest.raises(StopAgreed):
+            agreement.poll()
+    agreement.release()
+
+
+def test_one_process_without_a_step_to_finish_stops_at_once():
+    agreement = Agreement()
+    agreement.listen()
+    with pytest.raises(StopAgreed), agreement.at_once():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert agreement.stopped == "SIGTERM"
+    with pytest.raises(StopAgreed), agreement.at_once():
+        raise AssertionError("a signal that came before counts too")
+    agreement.release()
+
+
+def test_a_signal_while_the_run_is_put_together_stops_it_before_its_first_step():
     agreement, trainer = Agreement(), fake_trainer()
     agreement.listen()
     os.kill(os.getpid(), signal.SIGUSR1)
     agreement.setup(trainer, None, "fit")
     assert not trainer.should_stop
-    step(agreement, trainer)
+    agreement.on_train_start(trainer, None)
     assert trainer.should_stop
-    assert agreement.signal_name == "SIGUSR1"
+    assert agreement.stopped == "SIGUSR1"
     agreement.release()
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL

@@ -1,0 +1,125 @@
+"""Signals to real processes: in an evaluation, before the ranks have met, to a launcher alone, and a second Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipkit.checkpoint import newest, read_checkpoint
+from tests.test_training import STEPS, record, start, wait_for_step, write_config
+
+SLOW_EVALUATION = """
+import sys, time
+from clipkit.cli.main import run
+from clipkit.data.datamodule import ShardDataModule
+
+batches = ShardDataModule.val_batches
+
+def slow_batches(self):
+    for batch in batches(self):
+        print("evaluating", flush=True)
+        time.sleep(0 if {quick} else 3)
+        yield batch
+
+ShardDataModule.val_batches = slow_batches
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def descendants(pid):
+    """The processes below one."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def run_script(folder, config, run, *, quick):
+    script = folder / f"slow_{quick}.py"
+    script.write_text(SLOW_EVALUATION.format(quick=quick))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(script), "fit", str(config), f"run={run}"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("every", ["4 steps", f"{STEPS} steps"], ids=["in the middle", "at the last step"])
+def test_a_signal_gives_up_an_evaluation_and_the_next_run_makes_it_up(tmp_path, tiny_model, shards, every):
+    data = {"train": {"squares": {"shards": f"{shards}/*.tar"}}, "val": {"squares": {"shards": f"{shards}/*.tar"}}}
+    config = write_config(
+        tmp_path, tiny_model, shards, data=data | {"batch_size": 16, "workers": 0}, evaluate={"every": every}
+    )
+    process = run_script(tmp_path, config, tmp_path / "run", quick=False)
+    for line in process.stdout:
+        if "evaluating" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 75, said
+    at = int(every.split()[0])
+    assert json.loads((tmp_path / "run" / "stopped.json").read_text())["step"] == at
+    assert newest(tmp_path / "run" / "checkpoints")[0].name == str(at)
+    assert not any("val/loss" in line for line in record(tmp_path / "run"))
+    process = run_script(tmp_path, config, tmp_path / "run", quick=True)
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said
+    measured = [line["step"] for line in record(tmp_path / "run") if "val/loss" in line]
+    assert measured == list(range(at, STEPS + 1, at))
+    assert not (tmp_path / "run" / "stopped.json").exists()
+    if at == STEPS:
+        assert "nothing to do" in run_script(tmp_path, config, tmp_path / "run", quick=True).communicate()[0]
+
+
+def test_a_second_interrupt_ends_launcher_ranks_and_loaders_at_once(tmp_path, tiny_model, shards):
+    data = {"train": {"squares": {"shards": f"{shards}/*.tar"}}, "batch_size": 16, "workers": 1}
+    trainer = {"length": "5000 steps", "devices": 2, "accelerator": "cpu"}
+    config = write_config(tmp_path, tiny_model, shards, data=data, trainer=trainer)
+    process = start(config, tmp_path / "run")
+    wait_for_step(tmp_path / "run", 1, process)
+    below = descendants(process.pid)
+    assert len(below) >= 5  # torchrun, two ranks, a loader each
+    deadline = time.monotonic() + 30
+    while process.poll() is None and time.monotonic() < deadline:  # two that come at once are one to the system
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.communicate(timeout=1)
+    assert process.returncode == 130
+    deadline = time.monotonic() + 10
+    while (alive := [pid for pid in below if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+
+
+def test_a_rank_that_waits_for_its_peers_leaves_at_once(tmp_path, tiny_model, shards):
+    trainer = {"length": "12 steps", "accelerator": "cpu"}
+    config = write_config(tmp_path, tiny_model, shards, trainer=trainer)
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    environment = os.environ | alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+    code = (
+        "import sys, clipkit.distributed as d\n"
+        "meet = d.init\n"
+        "d.init = lambda *a, **k: (print('waiting', flush=True), meet(*a, **k))\n"
+        "from clipkit.cli.main import run\nsys.exit(run(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "fit", str(config), f"run={tmp_path / 'run'}"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if line == "waiting\n":
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGUSR1)
+    said = process.communicate(timeout=20)[0]
+    assert process.returncode == 75, said
+    assert json.loads((tmp_path / "run" / "stopped.json").read_text()) == {
+        "reason": "SIGUSR1",
+        "step": 0,
+        "steps": 0,
+        "code": 75,
+    }
+    process = start(config, tmp_path / "run", "trainer.devices=1")
+    assert process.wait(120) == 0, "a folder with that word alone is a new one"
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "12").info["step"] == 12
