@@ -31,6 +31,7 @@ from clipkit.callbacks.say import say
 from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
+from clipkit.in_training import training_in
 from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
@@ -182,7 +183,8 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
     early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     _announce(run, module, found)
-    trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+    with training_in(run.folder):
+        trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
     reason = early.reason if early is not None and step < run.steps else None
     stopped = (agreement.signal_name or "signal to another rank") if step < run.steps and reason is None else None
