@@ -220,7 +220,8 @@ def embed(
 
     Args:
         model: An encoder, or what ``load`` takes.
-        data: Shards (``x/{000..099}.tar``, a tar, a folder of them), a folder of pictures, a CSV, or ``embedded:NAME``.
+        data: Shards (``x/{000..099}.tar`` here, or at a URL of https, s3, gs or hf; a folder of them), a folder of pictures, a CSV, or
+            ``embedded:NAME``.
         out: The folder, in clip-retrieval's layout: ``img_emb``, ``text_emb``, ``metadata``, and ``manifest.json``.
         dtype: ``fp16`` or ``fp32``: what is stored; rows have unit norm.
         batch_size: Pictures of one forward.
@@ -237,10 +238,11 @@ def embed(
     """
     from clipkit.building import cache_folder
     from clipkit.embedding.embed import embed as run
+    from clipkit.embedding.parts import remote_shards
     from clipkit.evaluation.places import local_place
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    place = local_place(data, cache_folder())
+    place = data if remote_shards(data) else local_place(data, cache_folder())
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail}
     return run(encoder, place, Path(out), force=force, on_part=on_part, **cast(Any, how))
 

@@ -158,7 +158,7 @@ def export(
 @app.command()
 def embed(
     model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
-    data: Annotated[str, typer.Argument(help="Shards, a folder of pictures, a CSV, or embedded:NAME.")],
+    data: Annotated[str, typer.Argument(help="Shards (here or a URL), a folder of pictures, a CSV, or embedded:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
     dtype: Annotated[str, typer.Option(help="fp16 or fp32: what is stored.")] = "fp16",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward.")] = 64,
