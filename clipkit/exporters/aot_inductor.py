@@ -84,6 +84,7 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
             said=(
                 f"machine code, for {bound}; elsewhere compile anew, or take torch_export",
                 "the packages hold machine code: take such files from people you trust alone",
+                "the packages name folders of the machine that compiled them",
             ),
         )
 
