@@ -21,16 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.encoder import Encoder
+from clipkit.exporters import embedders
 from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
 from clipkit.exporters.candidate import Candidate
-from clipkit.exporters.embedders import (
-    Embedder,
-    example_image,
-    example_text,
-    image_embedder,
-    quiet_tracing,
-    text_embedder,
-)
 from clipkit.exporters.torch_export import IMAGE_FILE, TEXT_FILE, trace
 
 _RECEIVER = """import sys, torch
@@ -64,8 +57,8 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Compile both encoders; write ``open_clip_config.json`` and the tokenizer."""
         write_beside(encoder, folder)
-        _compile(image_embedder(encoder), example_image(encoder, 2), folder / IMAGE_FILE)
-        _compile(text_embedder(encoder), example_text(encoder, 2, torch.int64), folder / TEXT_FILE)
+        _compile(embedders.image_embedder(encoder), embedders.example_image(encoder, 2), folder / IMAGE_FILE)
+        _compile(embedders.text_embedder(encoder), embedders.example_text(encoder, 2, torch.int64), folder / TEXT_FILE)
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
         """Through ``aoti_load_package`` in processes of their own, on the CPU, with open_clip's preprocessing and tokenizer."""
@@ -83,8 +76,7 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
             versions={"open_clip_torch": version("open_clip_torch")},
             said=(
                 f"machine code, for {bound}; elsewhere compile anew, or take torch_export",
-                "the packages hold machine code: take such files from people you trust alone",
-                "the packages name folders of the machine that compiled them",
+                "the packages name folders of the machine that compiled them; take such files from people you trust alone",
             ),
         )
 
@@ -123,12 +115,12 @@ class _Receiver:
         self._process.communicate()
 
 
-def _compile(embedder: Embedder, example: Tensor, path: Path) -> None:
+def _compile(embedder: embedders.Embedder, example: Tensor, path: Path) -> None:
     from torch._inductor import aoti_compile_and_package
 
     program = trace(embedder, example)
     try:
-        with quiet_tracing(), torch.no_grad():
+        with embedders.quiet_tracing(), torch.no_grad():
             aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:  # of the compiler and everything beneath
         kind = type(getattr(embedder.tower, "model", embedder.tower)).__name__
