@@ -166,6 +166,10 @@ def export(
     options: Mapping[str, Any] | None = None,
     images: Sequence[Any] | None = None,
     texts: Sequence[str] | None = None,
+    merge: Sequence[str | Path | Encoder] = (),
+    weights: Sequence[float] = (),
+    average: bool = True,
+    licence: str | None = None,
     force: bool = False,
 ) -> ParityReport:
     """Write an encoder for another program, and prove that what was written is the same encoder.
@@ -177,22 +181,30 @@ def export(
         options: Of the format: fields of its class in ``clipkit/exporters/``.
         images: Real images (PIL, or paths) to compare on, at least 8; None for drawings of the embedded data set.
         texts: Real texts to compare on, at least 8; None for names of that data set.
+        merge: Models of the same architecture; the mean of all their weights is exported.
+        weights: The share of each of those (``merge=[b], weights=[0.5]`` is half way from ``model`` to ``b``); none for equal shares.
+        average: Whether to take a run's moving average of the weights, where it keeps one (``optim.ema``).
+        licence: Of the weights, for the card.
         force: Whether to replace a folder that is not empty.
 
     Returns:
         The parity report, which also stands in ``OUT/parity.json``.
 
     Raises:
-        ValueError: If the format is unknown or cannot hold the encoder, or the folder is not empty.
+        ValueError: If the format is unknown or cannot hold the encoder, the folder is not empty, the run is in training, or the models
+            cannot be merged.
         ParityError: If the written files are not the same encoder; nothing is left then.
     """
     from clipkit.exporters.formats import make_format
 
     kind = make_format(format, options)
-    from clipkit.exporters.prove import export_encoder
+    from clipkit.callbacks.say import say
+    from clipkit.exporters.folder import require_free
+    from clipkit.exporters.handover import make_ready
 
-    encoder = load(model) if isinstance(model, str | Path) else model
-    return export_encoder(encoder, kind, out, images=images, texts=texts, force=force)
+    require_free(Path(out), force=force)
+    ready = make_ready(model, merge_with=merge, weights=weights, average=average, licence=licence, say=say)
+    return ready.export(kind, Path(out), images=images, texts=texts, force=force)
 
 
 def embed(
@@ -211,7 +223,8 @@ def embed(
 
     Args:
         model: An encoder, or what ``load`` takes.
-        data: Shards (``x/{000..099}.tar``, a tar, a folder of them), a folder of pictures, a CSV, or ``embedded:NAME``.
+        data: Shards (``x/{000..099}.tar`` here, or at a URL of https, s3, gs or hf; a folder of them), a folder of pictures, a CSV, or
+            ``embedded:NAME``.
         out: The folder, in clip-retrieval's layout: ``img_emb``, ``text_emb``, ``metadata``, and ``manifest.json``.
         dtype: ``fp16`` or ``fp32``: what is stored; rows have unit norm.
         batch_size: Pictures of one forward.
@@ -228,10 +241,11 @@ def embed(
     """
     from clipkit.building import cache_folder
     from clipkit.embedding.embed import embed as run
+    from clipkit.embedding.parts import remote_shards
     from clipkit.evaluation.places import local_place
 
     encoder = load(model) if isinstance(model, str | Path) else model
-    place = local_place(data, cache_folder())
+    place = data if remote_shards(data) else local_place(data, cache_folder())
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail}
     return run(encoder, place, Path(out), force=force, on_part=on_part, **cast(Any, how))
 

@@ -142,6 +142,13 @@ def _read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_average(folder: Path) -> dict[str, Tensor] | None:
+    """The moving average of the weights that a verified checkpoint of a run with ``optim.ema`` holds, by their names; else None."""
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+    found = state.get("callbacks", {}).get("Ema", {}).get("weights")
+    return None if found is None else {name: tensor.clone() for name, tensor in found.items()}
+
+
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of the weights of a checkpoint, without reading them."""
     with safe_open(folder / MODEL, "pt") as file:

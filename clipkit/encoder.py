@@ -36,6 +36,8 @@ class EncoderInfo:
     """open_clip's ``model_cfg``."""
     preprocess: dict[str, Any] = field(repr=False)
     """open_clip's preprocessing: size, mean, std, interpolation, resize_mode, fill_color."""
+    averaged: bool = False
+    """Whether its weights are a run's moving average."""
 
 
 class Encoder:
@@ -71,9 +73,9 @@ class Encoder:
         """How many texts given so far were longer than the context."""
 
     @classmethod
-    def from_pair(cls, pair: OpenClipPair, *, model: str, pretrained: str | None) -> Encoder:
+    def from_pair(cls, pair: OpenClipPair, *, model: str, pretrained: str | None, averaged: bool = False) -> Encoder:
         """The encoder of an open_clip pair, its towers in evaluation mode."""
-        info = EncoderInfo(model=model, pretrained=pretrained, config=pair.config, preprocess=pair.preprocess)
+        info = EncoderInfo(model, pretrained, pair.config, pair.preprocess, averaged)
         return cls(
             image=pair.image.eval(),
             text=pair.text.eval(),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from clipkit.checkpoint import INFO, MANIFEST, newest, read_checkpoint
+from clipkit.checkpoint import INFO, MANIFEST, newest, read_average, read_checkpoint
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
 from clipkit.towers.model_files import CONFIG_FILE, read_config_file
@@ -19,12 +20,13 @@ WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
 
 
-def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
+def load_encoder(model: str | Path, *, average: bool = False) -> tuple[Encoder, list[str]]:
     """Load an encoder.
 
     Args:
         model: What DESIGN calls MODEL: a run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a
             JSON configuration, an open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
+        average: Whether to take the moving average of the weights where the run keeps one (``optim.ema``).
 
     Returns:
         The encoder, and what the user must hear about how it was found.
@@ -38,7 +40,11 @@ def load_encoder(model: str | Path) -> tuple[Encoder, list[str]]:
         encoder = Encoder.from_pair(onnx_pair(Path(name)), model=str(model), pretrained=name)
         return encoder, [f"{name} runs in onnxruntime on the CPU; it has no weights to train or to export"]
     pair, source, notes = load_pair(name, pretrained)
-    return Encoder.from_pair(pair, model=str(model), pretrained=source), notes
+    averaged = _averaged(pair, _checkpoint_of(Path(name), source)) if average else None
+    if averaged is not None:
+        notes = [*notes, f"{model}: the moving average of the weights that the run keeps, not those of the step itself"]
+    whole = averaged or pair
+    return Encoder.from_pair(whole, model=str(model), pretrained=source, averaged=averaged is not None), notes
 
 
 def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | None, list[str]]:
@@ -102,6 +108,26 @@ def _from_checkpoint(folder: Path) -> OpenClipPair:
         log_scale=float(stored.model[f"{SCALE_KEYS}log_scale"]),
         bias=None if bias is None else float(bias),
     )
+
+
+def _checkpoint_of(path: Path, source: str | None) -> Path | None:
+    """The checkpoint that a run or a checkpoint's folder was loaded from; None for everything else."""
+    found = path if (path / INFO).is_file() else path / "checkpoints" / str(source)
+    return found if (found / MANIFEST).is_file() else None
+
+
+def _averaged(pair: OpenClipPair, checkpoint: Path | None) -> OpenClipPair | None:
+    """The pair with the run's moving average in place of each weight that was trained; None where the run keeps none."""
+    average = None if checkpoint is None else read_average(checkpoint)
+    if average is None:
+        return None
+    for keys, tower in ((IMAGE_KEYS, pair.image), (TEXT_KEYS, pair.text)):
+        whole = {keys + name: value for name, value in tower.state_dict().items()}
+        own = {name: value for name, value in average.items() if name.startswith(keys)}
+        _load(tower, whole | own, keys, Path(str(checkpoint)))
+    scale, bias = (average.get(f"{SCALE_KEYS}{name}") for name in ("log_scale", "bias"))
+    log_scale = pair.log_scale if scale is None else float(scale)
+    return dataclasses.replace(pair, log_scale=log_scale, bias=pair.bias if bias is None else float(bias))
 
 
 def _load(tower: nn.Module, weights: dict[str, Tensor], prefix: str, place: Path) -> None:

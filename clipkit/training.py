@@ -36,6 +36,7 @@ from clipkit.checkpoint import newest
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import RunConfig
 from clipkit.hardware import uses_gpu
+from clipkit.in_training import training_in
 from clipkit.launch import leave_word
 from clipkit.mismatch import say_branch, say_mismatch
 from clipkit.module import CLIPModule
@@ -222,7 +223,8 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
     early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     _announce(run, module, found)
-    trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+    with training_in(run.folder):
+        trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
     step = trainer.global_step
     reason = early.reason if early is not None and step < run.steps else None
     given_up = any(isinstance(callback, Evaluate) and callback.owed for callback in trainer.callbacks)

@@ -125,20 +125,40 @@ def export(
         list[str] | None, typer.Option(help=f"{', '.join(FORMATS)}; several go to OUT/FORMAT each.")
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="key=value, an option of the format; may be repeated.")
+        list[str] | None,
+        typer.Option(help="key=value of the format, FORMAT.key=value where there are several; may be repeated."),
     ] = None,
+    merge: Annotated[
+        list[str] | None, typer.Option(help="A model of the same architecture to average with; may be repeated.")
+    ] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="The share of each --merge; without, all models have equal shares.")
+    ] = None,
+    average: Annotated[
+        bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
+    ] = True,
+    license: Annotated[str | None, typer.Option(help="Of the weights, for the card: apache-2.0, cc-by-4.0 ...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
+    push: Annotated[
+        str | None, typer.Option(help="org/repo on the Hugging Face hub to upload to, once proven.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public, not private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --push would upload, and do not.")] = False,
 ) -> None:
     """Write an encoder for another program, with proof that it is the same encoder."""
-    from clipkit.cli.export import export_all
+    from clipkit.cli.export import Asked, export_all
 
-    export_all(model, format or ["open_clip"], out=out, options=option or [], force=force)
+    formats, options = format or ["open_clip"], option or []
+    asked = Asked(
+        model, formats, out, options, merge or [], weight or [], average, license, force, push, public, dry_run
+    )
+    export_all(asked)
 
 
 @app.command()
 def embed(
     model: Annotated[str, typer.Argument(help="Run, checkpoint, exported folder, .pt, hf-hub:org/repo, or NAME:TAG.")],
-    data: Annotated[str, typer.Argument(help="Shards, a folder of pictures, a CSV, or embedded:NAME.")],
+    data: Annotated[str, typer.Argument(help="Shards (here or a URL), a folder of pictures, a CSV, or embedded:NAME.")],
     out: Annotated[Path, typer.Option(help="Folder to make, or to go on with.")],
     dtype: Annotated[str, typer.Option(help="fp16 or fp32: what is stored.")] = "fp16",
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures of one forward.")] = 64,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipkit import distributed
+from clipkit.data.urls import shown
 from clipkit.embedding.manifest import (
     DONE,
     NAME,
@@ -23,7 +24,7 @@ from clipkit.embedding.manifest import (
     write_manifest,
     write_record,
 )
-from clipkit.embedding.parts import Part, parts_of
+from clipkit.embedding.parts import Item, Part, parts_of
 from clipkit.embedding.pictures import Picture, Unreadable, batches
 from clipkit.embedding.write import CAPTIONS, IMAGES, METADATA, TEXTS, pyarrow, write_part
 from clipkit.encoder import Encoder
@@ -69,7 +70,7 @@ def embed(
     """
     pyarrow()
     parts = parts_of(data)
-    made = Made.of(encoder, parts, place=str(data), dtype=dtype, thumbnail=thumbnail)
+    made = Made.of(encoder, parts, place=shown(str(data)), dtype=dtype, thumbnail=thumbnail)
     distributed.on_rank_0(lambda: _begin(out, made, force=force))
     mine = range(distributed.rank(), len(parts), distributed.world_size())
     error: str | None = None
@@ -127,7 +128,20 @@ def _end(out: Path, made: Made, records: list[Record | None]) -> None:
 def _embed_part(
     encoder: Encoder, part: Part, out: Path, number: int, made: Made, batch_size: int, workers: int
 ) -> Record:
-    items = part.read()
+    with part.read() as items:
+        return _embed_items(encoder, items, part, out, number, made, batch_size, workers)
+
+
+def _embed_items(
+    encoder: Encoder,
+    items: list[Item],
+    part: Part,
+    out: Path,
+    number: int,
+    made: Made,
+    batch_size: int,
+    workers: int,
+) -> Record:
     good: list[Picture] = []
     bad: list[Unreadable] = []
     image: list[Tensor] = [encoder.encode_image([])]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
-from clipkit.data.index import load_index
+from clipkit.data.index import ShardIndex, default_cache, load_index
+from clipkit.data.node_cache import NodeCache, OpenedShard
+from clipkit.data.source import expand_shards
+from clipkit.data.urls import is_remote, local_names, shard_name, shown
+from clipkit.evaluation.digests import digest
 from clipkit.evaluation.folders import find_images, open_csv
 from clipkit.evaluation.samples import IMAGE_EXTENSIONS, ImageFile, read_span, read_text, split_captions
 
@@ -25,11 +33,13 @@ class Item:
         key: The sample's key in its shard, or the file's path below the folder of the data.
         image: Where its bytes lie.
         captions: Its captions; none is no mistake.
+        place: What is told of where it lies; empty: the path of its image.
     """
 
     key: str
     image: ImageFile
     captions: tuple[str, ...]
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,32 +51,44 @@ class Part:
         state: Hash of what lies there, without reading pictures: another state is other data.
         shard: The tar, read when its turn comes.
         items: The loose files.
+        url: The remote tar, fetched when its turn comes; its state is its address, and a fetch says if it is another than before.
     """
 
     name: str
     state: str
     shard: Path | None = None
     items: tuple[Item, ...] = ()
+    url: str | None = None
 
-    def read(self) -> list[Item]:
-        """The pictures in order.
+    @contextlib.contextmanager
+    def read(self) -> Iterator[list[Item]]:
+        """The pictures in order, which can be read while the block runs.
 
         Raises:
-            ValueError: If the shard cannot be indexed, or a sample has no picture.
+            ValueError: If the shard cannot be had or indexed, or a sample has no picture.
         """
-        return list(self.items) if self.shard is None else _items_of_shard(self.shard)
+        if self.url is not None:
+            with _held(self.url) as (path, index):
+                yield _items_of_shard(path, index, place=shown(self.url))
+        elif self.shard is not None:
+            yield _items_of_shard(self.shard, load_index(self.shard))
+        else:
+            yield list(self.items)
 
 
 def parts_of(data: str | Path) -> list[Part]:
     """Cut the data into parts.
 
     Args:
-        data: Shards (``x/{000..099}.tar``, one tar, or a folder of tars), a folder of pictures with or without ``NAME.txt``
+        data: Shards (``x/{000..099}.tar``, here or remote, one tar, or a folder of tars), a folder of pictures with or without ``NAME.txt``
             beside them, or a CSV with ``filepath`` and ``caption``.
 
     Raises:
         ValueError: If there is no such place or nothing to embed in it.
     """
+    if remote_shards(data):
+        urls = expand_shards(str(data))
+        return [Part(shard_name(url), digest(["url", local_names(url)]), url=url) for url in urls]
     if (shards := _shards(str(data))) is not None:
         return [Part(path.name, _state([path]), shard=path) for path in shards]
     path = Path(data)
@@ -78,6 +100,37 @@ def parts_of(data: str | Path) -> list[Part]:
         Part(f"{path.name}:{number * FILES}", _state([item.image.path for item in stretch]), items=tuple(stretch))
         for number, stretch in enumerate(stretches)
     ]
+
+
+def remote_shards(data: str | Path) -> bool:
+    """Whether ``data`` names tars on a server, and not a folder of a set in CLIP_benchmark's layout."""
+    return is_remote(str(data)) and urlsplit(str(data)).path.endswith(".tar")
+
+
+@contextlib.contextmanager
+def _held(url: str) -> Iterator[tuple[Path, ShardIndex]]:
+    """A remote shard on this machine: a link to it in the cache, which stays when the cache lets go of the shard meanwhile."""
+    cache = default_cache()
+    node = NodeCache(cache)
+    folder = cache / "embedding"
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / f"{uuid.uuid4().hex}.tar"
+    shard = node.open(url)
+    try:
+        _link(shard, link)
+        yield link, shard.index
+    finally:
+        os.close(shard.fd)
+        link.unlink(missing_ok=True)
+
+
+def _link(shard: OpenedShard, link: Path) -> None:
+    try:
+        os.link(shard.path, link)
+    except OSError:  # a file system without links, or the cache let go of it just now: what is open is still whole
+        with os.fdopen(os.dup(shard.fd), "rb") as source, link.open("wb") as target:
+            source.seek(0)
+            shutil.copyfileobj(source, target)
 
 
 def _shards(data: str) -> list[Path] | None:
@@ -107,9 +160,7 @@ def _state(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _items_of_shard(shard: Path) -> list[Item]:
-    index = load_index(shard)
-
+def _items_of_shard(shard: Path, index: ShardIndex, place: str = "") -> list[Item]:
     def span(field: str, sample: int) -> tuple[int, int] | None:
         offset, length = (int(column[sample]) for column in index.fields[field]) if field in index.fields else (-1, 0)
         return (offset, length) if offset >= 0 else None
@@ -117,13 +168,13 @@ def _items_of_shard(shard: Path) -> list[Item]:
     items = []
     for sample in range(len(index)):
         key = index.name(sample)
-        place = next((found for name in IMAGE_EXTENSIONS if (found := span(name, sample))), None)
-        if place is None:
+        where = next((found for name in IMAGE_EXTENSIONS if (found := span(name, sample))), None)
+        if where is None:
             known = ", ".join(IMAGE_EXTENSIONS)
-            raise ValueError(f"{shard}, sample {key!r}: no image; the fields {known} are read")
+            raise ValueError(f"{place or shard}, sample {key!r}: no image; the fields {known} are read")
         text = span("txt", sample)
         captions = split_captions(read_span(shard, *text).decode(errors="replace")) if text else ()
-        items.append(Item(key, ImageFile(shard, key, *place), captions))
+        items.append(Item(key, ImageFile(shard, key, *where), captions, place))
     return items
 
 

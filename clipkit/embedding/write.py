@@ -55,7 +55,7 @@ def write_part(
     assert len(text) == len(captions), f"{len(text)} embeddings for {len(captions)} captions"
     metadata = pa.table(
         {
-            "image_path": pa.array([str(item.image.path) for item in items], pa.string()),
+            "image_path": pa.array([item.place or str(item.image.path) for item in items], pa.string()),
             "key": pa.array([item.key for item in items], pa.string()),
             "caption": pa.array([item.captions[0] if item.captions else None for item in items], pa.string()),
             "captions": pa.array([list(item.captions) for item in items], pa.list_(pa.string())),

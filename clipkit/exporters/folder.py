@@ -10,6 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def require_free(out: Path, *, force: bool) -> None:
+    """Whether a folder may be made.
+
+    Raises:
+        ValueError: If it is a file, or holds files and ``force`` is not set.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder to export into")
+    if out.is_dir() and any(out.iterdir()) and not force:
+        raise ValueError(f"{out} is not empty; name another folder, or replace it with force=True (--force)")
+
+
 @contextlib.contextmanager
 def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     """Fill a temporary sibling of ``out``; it takes that name when the block ends well and vanishes when it does not.
@@ -24,10 +36,7 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         ValueError: If ``out`` is a file, or holds files and ``force`` is not set.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder to export into")
-    if out.is_dir() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} is not empty; name another folder, or replace it with force=True (--force)")
+    require_free(out, force=force)
     out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]

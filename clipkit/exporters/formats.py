@@ -31,6 +31,11 @@ FORMATS: dict[str, Entry] = {
     "onnx": Entry("onnx", ("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "torch_export": Entry("torch_export"),
     "transformers": Entry("transformers", ("transformers", "tokenizers"), "hf"),
+    "sentence_transformers": Entry(
+        "sentence_transformers", ("sentence_transformers", "transformers", "tokenizers"), "sentence-transformers"
+    ),
+    "openvino": Entry("openvino", ("openvino", "onnx", "onnxscript", "onnxruntime"), "openvino"),
+    "aot_inductor": Entry("aot_inductor"),
 }
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
@@ -80,7 +81,16 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
 FORMAT = TorchExportFormat
 
 
-def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
+def trace(embedder: Embedder, example: Tensor) -> ExportedProgram:
+    """The program of an embedder, of any batch size.
+
+    Args:
+        embedder: A tower.
+        example: Its input, a batch of two.
+
+    Raises:
+        ValueError: If torch cannot trace the tower.
+    """
     try:
         with quiet_tracing(), torch.no_grad():
             program = torch.export.export(embedder, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -90,5 +100,10 @@ def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             node.meta.pop("stack_trace", None)  # paths of the building machine
+    return program
+
+
+def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
+    program = trace(embedder, example)
     program.example_inputs = None  # stored as a pickle
     torch.export.save(program, path)
