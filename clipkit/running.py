@@ -20,6 +20,7 @@ from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.replicas import CheckReplicas
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
 from clipkit.loggers import build_loggers
@@ -106,9 +107,10 @@ def callbacks(run: Run, tasks: Tasks, agreement: Agreement, figures: dict[str, A
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
-    guard = ReportSkipped(every=window, steps=steps)
+    guard = ReportSkipped(every=window, steps=steps, spec=config.guard)
+    replicas = CheckReplicas(config.guard.replicas_every)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
+    return [account, agreement, guard, replicas, *ema, metrics, evaluate, *early, save, OffTheClock(metrics)]
 
 
 def clocks(config: RunConfig) -> dict[str, float]:

@@ -25,6 +25,7 @@ from clipkit.building import (
 from clipkit.callbacks.agreement import Agreement
 from clipkit.callbacks.checkpoints import FolderCheckpointIO
 from clipkit.callbacks.early_stop import EarlyStop
+from clipkit.callbacks.guard import RollBack
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.say import say
@@ -35,6 +36,7 @@ from clipkit.mismatch import say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
+from clipkit.rollback import turn_back
 from clipkit.run_folder import (
     STOPPED_CODE,
     Outcome,
@@ -179,10 +181,15 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
         lambda: record_start(run.folder, config)
     )  # from here on nothing is wrong that could be seen before
     figures: dict[str, Any] = {}
-    trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
-    early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     _announce(run, module, found)
-    trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+    while True:
+        trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
+        try:
+            trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+            break
+        except RollBack as back:
+            found = turn_back(run.folder / "checkpoints", back, module.guard, config.guard.rollbacks)
+    early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     step = trainer.global_step
     reason = early.reason if early is not None and step < run.steps else None
     stopped = (agreement.signal_name or "signal to another rank") if step < run.steps and reason is None else None

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics"}),
     ("2a", {"towers", "losses", "data", "checkpoint"}),
-    ("2b", {"encoder", "guard", "loading", "optim"}),
+    ("2b", {"encoder", "guard", "loading", "optim", "replicas", "spikes"}),
     ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
     (
         "3b",
@@ -32,6 +32,7 @@ FLOORS = (
             "packing",
             "plugins",
             "run_folder",
+            "rollback",
             "mismatch",
             "loggers",
             "teachers",
@@ -53,6 +54,7 @@ LEANS_ON = {  # within a floor: who may import whom
     "plugins": {"building"},
     "launch": {"allowed"},
     "mismatch": {"callbacks", "run_folder"},
+    "rollback": {"callbacks"},
     "running": {"callbacks", "building", "loggers", "plugins"},
     "training": {
         "module",
@@ -64,6 +66,7 @@ LEANS_ON = {  # within a floor: who may import whom
         "plugins",
         "quiet",
         "run_folder",
+        "rollback",
         "mismatch",
         "strategy",
     },

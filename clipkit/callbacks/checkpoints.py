@@ -19,7 +19,7 @@ from clipkit.callbacks.say import say
 from clipkit.checkpoint import read_checkpoint, remove_checkpoint, remove_unfinished, steps, write_checkpoint
 from clipkit.config.evaluate import smaller_is_better
 
-_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule")
+_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule", "guard")
 
 
 class FolderCheckpointIO(CheckpointIO):
