@@ -31,8 +31,8 @@ def turn_back(checkpoints: Path, back: RollBack, guard: Guard, most: int) -> Pat
             f"{back.reason}; there is no checkpoint from before step {back.first} to go back to (checkpoint.every decides). {CURE}"
         )
     guard.rollbacks += 1
-    guard.left_out = joined([*guard.left_out, back.left_out])
-    first, last = back.left_out
+    first, last = max(back.left_out[0], int(found.name) + 1), back.left_out[1]
+    guard.left_out = joined([*guard.left_out, (first, last)])
     say(
         f"warning: {back.reason}; roll-back {guard.rollbacks} of {most} to {found}, and the updates of steps {first} to {last} are left out"
     )

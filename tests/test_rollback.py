@@ -60,7 +60,11 @@ def test_without_a_checkpoint_or_after_enough_roll_backs_the_run_stops(config, t
     with pytest.raises(RuntimeError, match=r"no checkpoint from before step 1.*checkpoint\.every.*optim\.lr"):
         clipkit.fit(config, GUARD | {"run": str(tmp_path / "one")}, losses=spoiler(1, 2, 3))
     with pytest.raises(RuntimeError, match=r"after 1 roll-backs \(guard\.rollbacks=1\)"):
-        clipkit.fit(config, GUARD | {"run": str(tmp_path / "two"), "guard.rollbacks": 1}, losses=spoiler(*range(5, 13)))
+        clipkit.fit(
+            config,
+            GUARD | {"run": str(tmp_path / "two"), "guard.rollbacks": 1, "guard.consecutive": 2},
+            losses=spoiler(*range(5, 13)),
+        )
 
 
 def test_a_checkpoint_between_two_looks_keeps_the_count(config, tmp_path):  # noqa: F811

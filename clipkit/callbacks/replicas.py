@@ -33,5 +33,5 @@ class CheckReplicas(Callback):
         if found is not None:
             raise ReplicasDiffer(
                 f"at step {trainer.global_step} {found}; they were equal {self.every} steps before or when this process began. "
-                "Look at that rank's memory and device, then go on from a checkpoint of before: the same command, or --resume RUN/checkpoints/STEP"
+                "Look at that rank's memory and device, then go on from a checkpoint of before them (--resume RUN/checkpoints/STEP)"
             )
