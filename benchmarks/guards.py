@@ -123,7 +123,7 @@ def not_a_number() -> list[bool]:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found"
-        mp.spawn(rank_job, (port, str(out)), nprocs=2)
+        mp.start_processes(rank_job, (port, str(out)), nprocs=2, start_method="fork")  # from this warm one
         return [word == "1" for word in out.read_text().split()]
 
 
