@@ -106,7 +106,7 @@ class CLIPModule(LightningModule):
         if self.device_mesh is not None:
             distributed.average_unspread_(gradients)
         self.grad_norm = distributed.total_norm(gradients)
-        self.guard.hold(optimizer, self.grad_norm)
+        self.guard.hold(optimizer, self.grad_norm, loss=self.parts.get("total"), step=self.global_step + 1)
         if gradient_clip_val is not None:
             shrink = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1)
             torch._foreach_mul_([distributed.local(x) for x in gradients], shrink)

@@ -21,6 +21,7 @@ from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
+from clipkit.callbacks.replicas import CheckReplicas
 from clipkit.callbacks.stragglers import Stragglers
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import Duration, RunConfig
@@ -109,9 +110,22 @@ def callbacks(
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
     )
-    guard = ReportSkipped(every=window, steps=steps)
+    guard = ReportSkipped(every=window, steps=steps, spec=config.guard)
+    replicas = CheckReplicas(config.guard.replicas_every)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
-    return [account, agreement, guard, *ema, stragglers, metrics, evaluate, *early, save, OffTheClock(metrics)]
+    return [
+        account,
+        agreement,
+        guard,
+        replicas,
+        *ema,
+        stragglers,
+        metrics,
+        evaluate,
+        *early,
+        save,
+        OffTheClock(metrics),
+    ]
 
 
 def _save(

@@ -28,6 +28,7 @@ from clipkit.callbacks.agreement import Agreement, StopAgreed
 from clipkit.callbacks.checkpoint_io import CheckpointLost, FolderCheckpointIO
 from clipkit.callbacks.early_stop import EarlyStop
 from clipkit.callbacks.evaluate import Evaluate
+from clipkit.callbacks.guard import RollBack
 from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.outcome import closing_lines
 from clipkit.callbacks.say import say
@@ -42,6 +43,7 @@ from clipkit.mismatch import say_branch, say_mismatch
 from clipkit.module import CLIPModule
 from clipkit.plugins import Plugin, check_plugin
 from clipkit.quiet import quieten
+from clipkit.rollback import turn_back
 from clipkit.run_folder import (
     STOPPED,
     STOPPED_CODE,
@@ -220,11 +222,9 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
         lambda: record_start(run.folder, config)
     )  # from here on nothing is wrong that could be seen before
     figures: dict[str, Any] = {}
-    trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
-    early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     _announce(run, module, found)
-    with training_in(run.folder):
-        trainer.fit(module, datamodule=run.data, ckpt_path=None if found is None else str(found), weights_only=True)
+    trainer, checkpoint_io = _fit_and_turn_back(run, module, found, tasks, agreement, figures)
+    early = next((callback for callback in trainer.callbacks if isinstance(callback, EarlyStop)), None)
     step = trainer.global_step
     reason = early.reason if early is not None and step < run.steps else None
     given_up = any(isinstance(callback, Evaluate) and callback.owed for callback in trainer.callbacks)
@@ -243,6 +243,21 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
             say(f"warning: {run.folder / STOPPED} could not be written ({error})")
     distributed.barrier()
     return Outcome(run.folder, step, run.steps, stopped, figures, reason)
+
+
+def _fit_and_turn_back(
+    run: Run, module: CLIPModule, found: Path | None, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]
+) -> tuple[Any, FolderCheckpointIO]:
+    """Train to the end or to a stop, beginning again from an earlier checkpoint as often as the guard allows."""
+    with training_in(run.folder):
+        while True:
+            trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
+            try:
+                resumed = None if found is None else str(found)
+                trainer.fit(module, datamodule=run.data, ckpt_path=resumed, weights_only=True)
+                return trainer, checkpoint_io
+            except RollBack as back:
+                found = turn_back(run.folder / "checkpoints", back, module.guard, run.config.guard.rollbacks)
 
 
 def _auto_micro_batch(run: Run, module: CLIPModule, found: Path | None) -> int | None:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics", "processes", "waits"}),
     ("2a", {"towers", "losses", "data", "checkpoint", "in_training"}),
-    ("2b", {"checkpoint_copies", "encoder", "guard", "loading", "optim"}),
+    ("2b", {"checkpoint_copies", "encoder", "guard", "loading", "optim", "replicas", "spikes"}),
     ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
     (
         "3b",
@@ -33,6 +33,7 @@ FLOORS = (
             "packing",
             "plugins",
             "run_folder",
+            "rollback",
             "mismatch",
             "loggers",
             "teachers",
@@ -57,6 +58,7 @@ LEANS_ON = {  # within a floor: who may import whom
     "launch": {"allowed", "run_folder"},
     "stopping": {"callbacks", "run_folder"},
     "mismatch": {"callbacks", "run_folder"},
+    "rollback": {"callbacks"},
     "running": {"callbacks", "building", "loggers", "plugins"},
     "training": {
         "module",
@@ -70,6 +72,7 @@ LEANS_ON = {  # within a floor: who may import whom
         "plugins",
         "quiet",
         "run_folder",
+        "rollback",
         "mismatch",
         "strategy",
     },

@@ -114,7 +114,7 @@ def test_a_bad_gradient_never_reaches_the_weights(config, tmp_path, capsys):  # 
 
 def test_a_run_that_only_skips_stops_and_keeps_its_weights(config, tmp_path, capsys):  # noqa: F811
     losses = {"spoiler": lambda scale_of: Spoiler(range(10**6))}
-    with pytest.raises(RuntimeError, match=r"no step of the last 12 had a finite gradient.*optim\.lr"):
+    with pytest.raises(RuntimeError, match=r"no step of the last 12 had a gradient.*optim\.lr"):
         clipkit.fit(config, {"run": str(tmp_path / "run"), "logging.every": "50 steps"}, losses=losses)
     assert not (tmp_path / "run" / "checkpoints" / "12").exists()
 

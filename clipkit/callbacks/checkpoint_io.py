@@ -15,7 +15,7 @@ from clipkit.callbacks.background import Background
 from clipkit.callbacks.say import say
 from clipkit.checkpoint import Checkpoint, read_checkpoint, remove_checkpoint, snapshot, write_checkpoint
 
-_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule", "owed_evaluation")
+_IN_INFO = ("epoch", "global_step", "pytorch-lightning_version", "loops", "ShardDataModule", "owed_evaluation", "guard")
 
 
 class CheckpointLost(RuntimeError):

@@ -20,6 +20,7 @@ from clipkit.config.evaluate import (
     TaskSpec,
     ZeroShotSpec,
 )
+from clipkit.config.guard import GuardSpec
 from clipkit.config.loader import Loaded, load_config, load_with_sources
 from clipkit.config.logs import LoggingSpec, WandbSpec
 from clipkit.config.losses import (
@@ -53,6 +54,7 @@ __all__ = [
     "Duration",
     "EvalAugmentSpec",
     "EvaluateSpec",
+    "GuardSpec",
     "InfoNCESpec",
     "LinearProbeSpec",
     "Loaded",

@@ -15,7 +15,7 @@ from clipkit.config.short_sources import as_sources
 from clipkit.config.units import Duration
 from clipkit.config.yaml_file import Layer, read_value
 
-SECTIONS = ("data", "optim", "trainer", "checkpoint", "evaluate", "logging")
+SECTIONS = ("data", "optim", "trainer", "checkpoint", "evaluate", "guard", "logging")
 NAMED = (("data", "train"), ("data", "val"), ("losses",), ("evaluate", "tasks"))
 """Mappings by name: a null there takes the entry of the layer below away."""
 

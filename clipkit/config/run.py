@@ -10,6 +10,7 @@ from clipkit.config.base import LocatedErrors, Name, Spec, Text
 from clipkit.config.checkpoint import CheckpointSpec
 from clipkit.config.data import DataSpec
 from clipkit.config.evaluate import EvaluateSpec, RetrievalSpec, ZeroShotSpec
+from clipkit.config.guard import GuardSpec
 from clipkit.config.logs import LoggingSpec
 from clipkit.config.losses import LossSpec, move_loss, paired_fields, stored_fields
 from clipkit.config.model import ModelSpec
@@ -39,6 +40,7 @@ class RunConfig(Spec):
         default_factory=CheckpointSpec, description="Which checkpoints to write and keep."
     )
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec, description="What is measured, and when.")
+    guard: GuardSpec = Field(default_factory=GuardSpec, description="What happens when the numbers go wrong.")
     logging: LoggingSpec = Field(default_factory=LoggingSpec, description="How often to log, and where to.")
     run: Text | None = Field(None, description="The run folder; unset: runs/ and the configuration's stem.")
 

@@ -19,7 +19,7 @@ from clipkit.callbacks.metrics import RECORD
 from clipkit.callbacks.say import say
 from clipkit.checkpoint import read_checkpoint, weight_hash
 from clipkit.config import Duration, RunConfig, write_config
-from clipkit.launch import die_with_parent
+from clipkit.processes import die_with_parent
 
 STEPS, SAVE_EVERY, KILL_AFTER, RANK_STEPS, BATCH = 24, 8, 12, 20, 64
 

@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from clipkit import distributed
 from clipkit.building import build_data, build_model, build_module
 from clipkit.config import load_config
-from clipkit.launch import die_with_parent
 from clipkit.module import Batch, CLIPModule
+from clipkit.processes import die_with_parent
 
 
 class _Step(nn.Module):

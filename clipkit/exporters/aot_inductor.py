@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -108,7 +108,7 @@ class _Receiver:
         if answer != "done\n":
             said = process.communicate()[1].strip().splitlines()
             raise ValueError(f"the package cannot be run (code {process.returncode}): {' '.join(said[-2:])[:600]}")
-        return cast(Tensor, load_file(place.with_suffix(".out"))["y"])
+        return load_file(place.with_suffix(".out"))["y"]
 
     def __del__(self) -> None:
         self._process.kill()

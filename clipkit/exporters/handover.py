@@ -79,9 +79,10 @@ def make_ready(
             require_rest(one)
     loaded = [_load(one, average, say) for one in (model, *merge_with)]
     known = [Provenance.of(encoder) for encoder in loaded]
-    for one in known:
-        if (Path(one.model) / "checkpoints").is_dir() and (one.step or 0) < (one.steps or 0):
-            say(f"{one.model} did not end: this is its step {one.step:,} of {one.steps:,}")
+    for origin in known:
+        step, steps = origin.step or 0, origin.steps or 0
+        if (Path(origin.model) / "checkpoints").is_dir() and step < steps:
+            say(f"{origin.model} did not end: this is its step {step:,} of {steps:,}")
     if not merge_with:
         return Ready(loaded[0], known[0].stating(licence))
     encoder, notes = merge(loaded, parts)

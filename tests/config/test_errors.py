@@ -22,7 +22,7 @@ def test_all_at_once_from_every_layer(folder, report):
     lines = report("base: low.yaml\ntrainer:\n  length: 500\n  precison: bf16-mixed\n", ["seed=x", "optm.lr=3", "foo"])
     assert lines == [
         "command line: optm.lr = 3: unknown key; did you mean 'optim'?",
-        "    allowed: checkpoint, data, evaluate, logging, loss, losses, model, optim, run, seed, trainer",
+        "    allowed: checkpoint, data, evaluate, guard, logging, loss, losses, model, optim, run, seed, trainer",
         "command line: foo: no value; write key=value, as in optim.lr=1e-3",
         "command line: seed = 'x': must be a whole number",
         "exp.yaml:3:3: trainer.length = 500: a bare number has no unit; write a number with a unit, such as "
