@@ -24,7 +24,7 @@ SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # roberta's numbers
 
 @register_model
 def vit_small_siglip(pretrained: bool = False, **options: Any) -> torch.nn.Module:
-    """timm's ``vit_base_patch16_siglip_224`` with two layers of width 64 and 64 px: open_clip's configuration names a timm model alone."""
+    """As timm's ``vit_base_patch16_siglip_224`` with two layers of width 64 and 64 px: open_clip's configuration names a timm model alone."""
     model: torch.nn.Module = timm.create_model(
         "vit_base_patch16_siglip_224", img_size=64, embed_dim=64, depth=2, num_heads=2, pretrained=pretrained, **options
     )
@@ -79,14 +79,15 @@ def _siglip(folder: Path) -> Encoder:
 
 
 def _roberta(folder: Path) -> Encoder:
-    from transformers import RobertaConfig
+    from transformers import RobertaConfig, RobertaModel
 
     words = save_words(folder, "roberta")
     options = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     text = RobertaConfig(vocab_size=words, max_position_embeddings=80, **options)  # type: ignore[arg-type]
-    text.save_pretrained(folder / TEXT_CONFIG)
+    torch.manual_seed(0)
+    RobertaModel(text, add_pooling_layer=False).save_pretrained(folder / TEXT_CONFIG)
     config = small("roberta-ViT-B-32", **VIT)
-    config["text_cfg"] |= {"context_length": 32, "hf_model_pretrained": False}
+    config["text_cfg"] |= {"context_length": 32}
     return _stored(folder, config, {}, "roberta")
 
 
