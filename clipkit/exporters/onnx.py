@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit.encoder import Encoder
-from clipkit.exporters import onnx_graph
+from clipkit.exporters import onnx_graph, onnx_weights
 from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
 from clipkit.exporters.candidate import Candidate, Precision
 from clipkit.exporters.embedders import (
@@ -38,11 +38,13 @@ class OnnxFormat:
         opset: Of the standard operators, 18 to 23.
         tokens: Integers that the text encoder takes.
         pixels: ``float`` (normalised by the receiver) or ``uint8`` (resized RGB; the graph normalises).
+        precision: Of the stored weights; arithmetic is ``float32`` throughout. ``int8`` leaves embeddings and norms as they are.
     """
 
     opset: int = 18
     tokens: Literal["int64", "int32"] = "int64"
     pixels: Literal["float", "uint8"] = "float"
+    precision: Precision = "float32"
 
     name: ClassVar[str] = "onnx"
     usage: ClassVar[str] = f"""import json, onnxruntime, open_clip
@@ -57,6 +59,7 @@ text = textual.run(None, {{"text": tokenizer(["a red bicycle"]).numpy()}})[0]   
         for option, value, known in (
             ("tokens", self.tokens, ("int64", "int32")),
             ("pixels", self.pixels, ("float", "uint8")),
+            ("precision", self.precision, ("float32", "float16", "int8")),
         ):
             if value not in known:
                 raise ValueError(f"{option}={value!r}: {' or '.join(known)}")
@@ -70,12 +73,13 @@ text = textual.run(None, {{"text": tokenizer(["a red bicycle"]).numpy()}})[0]   
         write_beside(encoder, folder)
         dtype = {"int64": torch.int64, "int32": torch.int32}[self.tokens]
         image = example_image(encoder, 2, uint8=self.pixels == "uint8")
-        facts = {"clipkit.precision": "float32"}
         for embedder, example, names, file in (
             (image_embedder(encoder), image, ("image", "features"), IMAGE_FILE),
             (text_embedder(encoder), example_text(encoder, 2, dtype), ("text", "features"), TEXT_FILE),
         ):
             graph = onnx_graph.trace(embedder, example, opset=self.opset, names=names, static=False)
+            kept = 0 if self.precision == "float32" else onnx_weights.pack(graph, self.precision)
+            facts = {"clipkit.precision": self.precision, "clipkit.kept_float32": str(kept)}
             onnx_graph.save(graph, folder / file, facts)
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
@@ -99,8 +103,17 @@ text = textual.run(None, {{"text": tokenizer(["a red bicycle"]).numpy()}})[0]   
             takes="uint8" if uint8 else "float",
             temperature=beside.temperature,
             versions={name: version(name) for name in ("onnx", "onnxruntime", "onnxscript")},
-            said=("onnxruntime ran on the CPU",),
+            said=("onnxruntime ran on the CPU", *_packed(image, text)),
         )
 
 
 FORMAT = OnnxFormat
+
+
+def _packed(image: OnnxModel, text: OnnxModel) -> tuple[str, ...]:
+    """What became of the weights, where they were packed."""
+    precision = image.facts["clipkit.precision"]
+    if precision == "float32":
+        return ()
+    kept = sum(int(model.facts["clipkit.kept_float32"]) for model in (image, text))
+    return (f"weights are stored as {precision}, {kept} large ones as float32; arithmetic is float32",)

@@ -5,6 +5,7 @@ The weights keep their values: open_clip stacks query, key and value where trans
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch.nn.functional import normalize
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.candidate import Candidate
+from clipkit.exporters.transformers_cleaning import UNCURLED, cleaning
 from clipkit.exporters.transformers_keys import clip_state, siglip_state
 
 
@@ -101,19 +103,6 @@ _CROP = (
     "transformers rounds an odd margin of the centre crop down where open_clip rounds to even: one pixel beside it for some images "
     "that are not square"
 )
-_UNCURLED = {
-    "‘": "'",
-    "’": "'",
-    "‛": "'",
-    "“": '"',
-    "”": '"',
-    "‟": '"',
-    "ﬀ": "ff",
-    "ﬁ": "fi",
-    "ﬂ": "fl",
-    "ﬃ": "ffi",
-    "ﬄ": "ffl",
-}
 
 
 def _crops_elsewhere(image: Image.Image, side: int, processor: Any) -> bool:
@@ -281,14 +270,18 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
 
 def _tokenizer(encoder: Encoder) -> Any:
     """open_clip's byte pairs as transformers' ``CLIPTokenizerFast``, or the Hugging Face tokenizer that it wraps."""
+    from tokenizers import normalizers
+
     tokenize: Any = encoder.tokenize
     length = encoder.text.model.context_length
     if not hasattr(tokenize, "bpe_ranks"):  # which open_clip's SimpleTokenizer has
-        held = tokenize.tokenizer
+        held = copy.deepcopy(tokenize.tokenizer)
         held.model_max_length, held.model_input_names = length, ["input_ids"]
+        steps = cleaning(tokenize.clean_fn.__name__)
+        own = held.backend_tokenizer.normalizer
+        held.backend_tokenizer.normalizer = normalizers.Sequence([*steps, own] if own is not None else steps)
         return held
     import transformers
-    from tokenizers import normalizers
 
     library: Any = transformers  # partly untyped
 
@@ -308,7 +301,7 @@ def _tokenizer(encoder: Encoder) -> Any:
     raw.enable_truncation(length)
     raw.enable_padding(pad_id=0, pad_token="!", length=length)
     # what ftfy does to everyday English; the rest of it is said in the report
-    uncurl = [normalizers.Replace(own, plain) for own, plain in _UNCURLED.items()]
+    uncurl = [normalizers.Replace(own, plain) for own, plain in UNCURLED.items()]
     raw.normalizer = normalizers.Sequence([*uncurl, raw.normalizer])
     return library.PreTrainedTokenizerFast(
         tokenizer_object=raw,

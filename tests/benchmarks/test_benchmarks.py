@@ -12,12 +12,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem not in ("common", "open_clip_loop", "photos", "tower_gradients", "__main__", "__init__")
+    if path.stem
+    not in ("common", "export_models", "open_clip_loop", "photos", "tower_gradients", "__main__", "__init__")
 )
 LONG = (
     "decode",
     "embed",
     "exploits",
+    "export_parity",
     "learning",
     "loader",
     "loss_memory",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from clipkit.encoder import Encoder
 from clipkit.exporters.formats import make_format
 from clipkit.exporters.onnx import OnnxFormat
+from clipkit.exporters.parity import ParityError
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
 from clipkit.loading import load_encoder, load_pair
@@ -67,6 +69,35 @@ def test_other_towers_and_options(
     again = load_encoder(tmp_path / "out")[0]
     assert again.logit_bias == build(name).logit_bias
     assert torch.allclose(again.encode_image(photos), build(name).encode_image(photos), atol=1e-5)
+
+
+def test_smaller_weights(vit: Encoder, folder: Path, photos: list[Image.Image], tmp_path: Path) -> None:
+    whole = (folder / "visual.onnx").stat().st_size
+    for precision, share in (("float16", 0.6), ("int8", 0.5)):
+        made = make_format("onnx", {"precision": precision})
+        report = export_encoder(vit, made, tmp_path / precision, images=photos, texts=TEXTS)
+        assert report.details["precision"] == precision
+        assert f"weights are stored as {precision}" in report.details["said"][1]
+        assert (tmp_path / precision / "visual.onnx").stat().st_size < share * whole
+        again = load_encoder(tmp_path / precision)[0].encode_text(TEXTS)
+        assert 0 < (again - vit.encode_text(TEXTS)).abs().max() < 2e-2
+
+
+def test_int8_that_ranks_otherwise_leaves_nothing(
+    vit: Encoder, photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def coarse(values: np.ndarray[Any, Any], axis: int) -> Any:
+        """Three levels a channel instead of 255."""
+        steps = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != axis)).astype(np.float32)
+        shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+        return steps, np.rint(values / steps.reshape(shape)).astype(np.int8)
+
+    monkeypatch.setattr("clipkit.exporters.onnx_weights._quantised", coarse)
+    trained = build("vit")
+    trained.info = replace(trained.info, pretrained="as if trained")
+    with pytest.raises(ParityError, match=r"FAIL top-1: same nearest neighbour"):
+        export_encoder(trained, OnnxFormat(precision="int8"), tmp_path / "out", images=photos, texts=TEXTS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_load_takes_the_folder(folder: Path, vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:

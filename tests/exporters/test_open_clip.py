@@ -108,6 +108,19 @@ def test_a_wrong_configuration_is_caught(
         report.require()
 
 
+def test_a_wrong_end_of_text_is_caught(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
+    """A configuration that pools at the number of a comma, or at the beginning, instead of at the end of text."""
+    FORMAT.write(vit, tmp_path)
+    right = json.loads((tmp_path / CONFIG).read_text())
+    for end, held in ((49407, True), (267, False), (49406, False)):
+        text = right["model_cfg"]["text_cfg"] | {"pool_type": "eos", "eos_id": end}
+        (tmp_path / CONFIG).write_text(json.dumps(right | {"model_cfg": right["model_cfg"] | {"text_cfg": text}}))
+        checks = {check.name: check for check in prove(vit, FORMAT, tmp_path, Probes.of(photos, TEXTS)).checks}
+        assert checks["images, whole path, in batches of 7"].held
+        for name in ("texts in batches of 7", "texts, whole path, in batches of 7"):
+            assert checks[name].held == held, end
+
+
 @pytest.mark.parametrize(
     ("key", "harm", "check"),
     [

@@ -1,0 +1,19 @@
+"""``evaluate`` on a folder scores what the folder holds, not what it was made from."""
+
+from pathlib import Path
+
+import pytest
+
+import clipkit
+from clipkit.encoder import Encoder
+from clipkit.exporters.formats import make_format
+
+DATA = "embedded:style_transfer"
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "onnx"])
+def test_an_artefact_scores_as_its_encoder(kind: str, vit: Encoder, tmp_path: Path) -> None:
+    make_format(kind).write(vit, tmp_path)
+    found, want = clipkit.evaluate(str(tmp_path), data=DATA), clipkit.evaluate(vit, data=DATA)
+    assert found["acc1"] == pytest.approx(want["acc1"], abs=1e-3)
+    assert found["acc5"] == pytest.approx(want["acc5"], abs=1e-3)
