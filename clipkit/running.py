@@ -68,16 +68,12 @@ def callbacks(
     """What acts at the end of a step, in this order."""
     config, batch_size, steps = run.config, run.config.data.batch_size, run.steps
     window = max(1, run.in_steps(config.logging.every))
-    loggers: list[Any] = []
-    distributed.on_rank_0(
-        lambda: loggers.extend(build_loggers(config, run.folder))
-    )  # a missing package stops all ranks
     by_rank: dict[str, Any] = {}
     metrics = MetricsLog(
         folder=run.folder,
         every=window,
         batch_size=batch_size,
-        loggers=loggers,
+        loggers=_loggers(run),
         csv_copy=config.logging.csv,
         progress=Progress(steps),
         counts={
@@ -99,13 +95,7 @@ def callbacks(
         figures=figures,
         now=now,
     )
-    stop = config.evaluate.stop
-    monitor = config.watched_figure
-    early = (
-        [EarlyStop(monitor=monitor, patience=stop.patience, min_delta=stop.min_delta, figures=now)]
-        if stop is not None and monitor is not None
-        else []
-    )
+    early = _early_stop(config, now)
     save = _save(run, agreement, now, checkpoint_io)
     account = DataAccount(
         folder=run.folder, data=run.data, budget=config.data.bad_samples, every=window, batch_size=batch_size
@@ -126,6 +116,21 @@ def callbacks(
         save,
         OffTheClock(metrics),
     ]
+
+
+def _loggers(run: Run) -> list[Any]:
+    loggers: list[Any] = []
+    distributed.on_rank_0(
+        lambda: loggers.extend(build_loggers(run.config, run.folder))
+    )  # a missing package stops all ranks
+    return loggers
+
+
+def _early_stop(config: RunConfig, figures: dict[str, Any]) -> list[EarlyStop]:
+    stop, monitor = config.evaluate.stop, config.watched_figure
+    if stop is None or monitor is None:
+        return []
+    return [EarlyStop(monitor=monitor, patience=stop.patience, min_delta=stop.min_delta, figures=figures)]
 
 
 def _save(

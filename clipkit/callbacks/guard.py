@@ -160,7 +160,7 @@ class ReportSkipped(Callback):
         raise RollBack(steps[0], (max(1, steps[0] - self.spec.margin), steps[-1] + self.spec.margin), reason)
 
     def _spikes(self, seen: Sequence[Step]) -> list[tuple[int, str]]:
-        found = []
+        found: list[tuple[int, str]] = []
         for one in seen if self.spec.spikes != "ignore" else ():
             if one.code in (BAD, LEFT_OUT):
                 continue
