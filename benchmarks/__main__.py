@@ -12,7 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = ("common", "export_models", "open_clip_loop", "photos", "tower_gradients", "__main__", "__init__")
+NOT_BENCHMARKS = (
+    "chaos_faults",
+    "chaos_ranks",
+    "chaos_world",
+    "common",
+    "export_models",
+    "hangs",
+    "open_clip_loop",
+    "photos",
+    "tower_gradients",
+    "__main__",
+    "__init__",
+)
 
 
 def run(script: Path, arguments: list[str]) -> tuple[int, dict[str, Any] | None]:

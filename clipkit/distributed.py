@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from datetime import timedelta
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
@@ -92,13 +93,30 @@ def launcher_rank() -> int:
     return int(os.environ.get("RANK", "0")) if launched() else 0
 
 
-def init(world: int, *, gpu: bool) -> None:
-    """Make the process group that the launcher's variables describe, before anything needs to agree; nothing to do for one rank."""
+_TIMEOUT = timedelta(minutes=30)
+_CPU_GROUPS: list[Any] = []
+
+
+def init(world: int, *, gpu: bool, timeout: float = _TIMEOUT.total_seconds()) -> None:
+    """Make the process group that the launcher's variables describe, before anything needs to agree; nothing to do for one rank.
+
+    Args:
+        world: How many ranks there are.
+        gpu: Whether they compute on GPUs.
+        timeout: Seconds that a collective may take, until ``set_timeout``.
+    """
     if world == 1 or is_initialized():
         return
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if gpu else "gloo")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=timeout))
+
+
+def set_timeout(seconds: float) -> None:
+    """Seconds that collectives from now on may take, in the group of all ranks and in the CPU's; nothing for one rank."""
+    if world_size() > 1:
+        for group in (dist.group.WORLD, *_CPU_GROUPS):
+            dist.set_timeout(timedelta(seconds=seconds), group)
 
 
 def on_rank_0(action: Callable[[], None]) -> None:
@@ -249,7 +267,11 @@ def cpu_group() -> Any:
     """A gloo group over all ranks for flags that must not make a GPU wait; None in one process."""
     if world_size() == 1:
         return None
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    if dist.get_backend() == "gloo":
+        return dist.group.WORLD
+    group = dist.new_group(backend="gloo")
+    _CPU_GROUPS.append(group)
+    return group
 
 
 def all_reduce_max_async(x: Tensor, group: Any) -> Any:

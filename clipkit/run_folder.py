@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "trainer.devices",
     "trainer.strategy",
     "trainer.nodes",
+    "trainer.timeouts",
     "checkpoint.",
     "evaluate.every",
     "evaluate.at_start",

@@ -19,10 +19,12 @@ from clipkit.callbacks.early_stop import EarlyStop
 from clipkit.callbacks.ema import Ema
 from clipkit.callbacks.evaluate import Evaluate
 from clipkit.callbacks.guard import ReportSkipped
+from clipkit.callbacks.heartbeat import Heartbeat
 from clipkit.callbacks.metrics import MetricsLog, OffTheClock
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.replicas import CheckReplicas
 from clipkit.callbacks.stragglers import Stragglers
+from clipkit.callbacks.watchdog import Watchdog
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import Duration, RunConfig
 from clipkit.data.datamodule import ShardDataModule
@@ -45,6 +47,7 @@ class Run:
     own_losses: dict[str, LossFactory]
     plugin: Plugin | None
     copies: Copies | None
+    watchdog: Watchdog | None = None
 
     @property
     def steps(self) -> int:
@@ -103,7 +106,9 @@ def callbacks(
     guard = ReportSkipped(every=window, steps=steps, spec=config.guard)
     replicas = CheckReplicas(config.guard.replicas_every)
     ema = [] if config.optim.ema is None else [Ema(config.optim.ema)]
+    beat = Heartbeat(run.watchdog)
     return [
+        beat,
         account,
         agreement,
         guard,
@@ -115,6 +120,7 @@ def callbacks(
         *early,
         save,
         OffTheClock(metrics),
+        beat.last,
     ]
 
 

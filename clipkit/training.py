@@ -36,6 +36,7 @@ from clipkit.callbacks.validation import check_validation, validation_loss
 from clipkit.checkpoint import newest
 from clipkit.checkpoint_copies import Copies
 from clipkit.config import RunConfig
+from clipkit.data.in_flight import named_worker_death
 from clipkit.hardware import uses_gpu
 from clipkit.in_training import training_in
 from clipkit.launch import leave_word
@@ -66,6 +67,7 @@ from clipkit.run_folder import (
 from clipkit.running import Run, Tasks, callbacks, clocks
 from clipkit.stopping import leave_at_once
 from clipkit.strategy import strategy_of
+from clipkit.watching import watched
 
 
 def train(
@@ -147,7 +149,7 @@ def _train(asked: _Request, agreement: Agreement) -> Outcome:
         prepare_data(
             config, allow_pipe=asked.allowed.pipe
         )  # may take long: ranks that are in a group already would time out
-        distributed.init(world, gpu=uses_gpu(config))
+        distributed.init(world, gpu=uses_gpu(config), timeout=config.trainer.timeouts.start.value)
     if config.data.batch_size % world:
         raise ValueError(
             f"data.batch_size={config.data.batch_size} is no multiple of the {world} ranks; "
@@ -221,6 +223,11 @@ def _fit(run: Run, found: Path | None, agreement: Agreement) -> Outcome:
     distributed.on_rank_0(
         lambda: record_start(run.folder, config)
     )  # from here on nothing is wrong that could be seen before
+    with watched(run):
+        return _fit_watched(run, module, tasks, found, agreement)
+
+
+def _fit_watched(run: Run, module: CLIPModule, tasks: Tasks, found: Path | None, agreement: Agreement) -> Outcome:
     figures: dict[str, Any] = {}
     _announce(run, module, found)
     trainer, checkpoint_io = _fit_and_turn_back(run, module, found, tasks, agreement, figures)
@@ -249,7 +256,7 @@ def _fit_and_turn_back(
     run: Run, module: CLIPModule, found: Path | None, tasks: Tasks, agreement: Agreement, figures: dict[str, Any]
 ) -> tuple[Any, FolderCheckpointIO]:
     """Train to the end or to a stop, beginning again from an earlier checkpoint as often as the guard allows."""
-    with training_in(run.folder):
+    with training_in(run.folder), named_worker_death(run.data):
         while True:
             trainer, checkpoint_io = _trainer(run, tasks, agreement, figures, module.towers.micro_batch)
             try:

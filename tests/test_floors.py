@@ -38,6 +38,7 @@ FLOORS = (
             "loggers",
             "teachers",
             "strategy",
+            "watching",
         },
     ),
     ("4", {"api", "demo", "report"}),
@@ -61,7 +62,9 @@ LEANS_ON = {  # within a floor: who may import whom
     "mismatch": {"callbacks", "run_folder"},
     "rollback": {"callbacks"},
     "running": {"callbacks", "building", "loggers", "plugins"},
+    "watching": {"callbacks", "launch", "running"},
     "training": {
+        "watching",
         "module",
         "callbacks",
         "building",
@@ -76,6 +79,7 @@ LEANS_ON = {  # within a floor: who may import whom
         "rollback",
         "mismatch",
         "strategy",
+        "launch",
     },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from clipkit.config.base import Length, LocatedErrors, Spec
+from clipkit.config.base import Interval, Length, LocatedErrors, Spec
 from clipkit.config.lightning_keys import ALLOWED, REFUSED
-from clipkit.config.units import Count, CountOrAuto
+from clipkit.config.units import Count, CountOrAuto, Duration
 
 
 def _keeps_promises(options: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +27,28 @@ def _at_least_one(value: int | str) -> int | str:
     if value == 0:
         raise ValueError("must be 1 or more")
     return value
+
+
+def _of_a_clock(value: Duration) -> Duration:
+    if value.unit != "seconds":
+        raise ValueError("is a time, such as '90s', '5m' or '2h'")
+    return value
+
+
+Timeout = Annotated[Interval, AfterValidator(_of_a_clock)]
+
+
+class TimeoutsSpec(Spec):
+    """How long a rank may keep the others waiting before the run ends, naming it; one rank alone is not watched."""
+
+    start: Timeout = Field(
+        Duration(600, "seconds"), description="From the start to the end of the first step, compilation included."
+    )
+    step: Timeout = Field(
+        Duration(300, "seconds"),
+        description="A step, its data included; also how long a rank may give no sign of life, whatever it is at.",
+    )
+    pause: Timeout = Field(Duration(7200, "seconds"), description="Between two steps: an evaluation, a checkpoint.")
 
 
 class TrainerSpec(Spec):
@@ -56,6 +78,9 @@ class TrainerSpec(Spec):
     compile: bool = Field(False, description="Compile the towers with torch.compile; needs a C++ compiler.")
     deterministic: bool = Field(
         False, description="Deterministic kernels: a resumed run on a GPU ends with the same bits."
+    )
+    timeouts: TimeoutsSpec = Field(
+        default_factory=TimeoutsSpec, description="When several ranks that do not get on give up."
     )
     lightning: Annotated[dict[str, Any], AfterValidator(_keeps_promises)] = Field(
         default_factory=dict,

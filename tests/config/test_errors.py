@@ -28,7 +28,8 @@ def test_all_at_once_from_every_layer(folder, report):
         "exp.yaml:3:3: trainer.length = 500: a bare number has no unit; write a number with a unit, such as "
         "'128M samples', '30 epochs', '500 steps' or '2h'",
         "exp.yaml:4:3: trainer.precison = 'bf16-mixed': unknown key; did you mean 'precision'?",
-        "    allowed: accelerator, allow_batchnorm, compile, deterministic, devices, length, lightning, micro_batch, nodes, precision, strategy",
+        "    allowed: accelerator, allow_batchnorm, compile, deterministic, devices, length, lightning, micro_batch, nodes, precision, "
+        "strategy, timeouts",
         "low.yaml:4:3: data.batch_size = 0: must be greater than or equal to 1",
         "low.yaml:7:9: optim.lrr = 1: unknown key; did you mean 'lr'?",
         "    allowed: betas, clip_norm, ema, eps, layer_decay, lr, schedule, warmup, weight_decay",
