@@ -1,13 +1,14 @@
 """Faults upon faults: two gloo ranks of a real `clipkit fit` are hit at random moments and started again until the run is done.
 
 100 SIGKILLs of a random rank, a quarter inside saves, a quarter at the plan's epoch edges, loader workers 0 and 2 in turn (``--quick``: 6
-kills, 2 and 1 of them; 2 cold, through the command line; other ranks are forked from this process, which has imported all). Against the same run
-uninterrupted: ``mismatches`` are the (step, rank) whose sample keys differ, the steps whose figures differ by a bit, and final weights whose hash
-differs. ``torn``: checkpoints under their own name that do not verify after a fault, but for one that was being removed (no manifest, older than
-the newest kept). ``orphans``: processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries left in the folder for temporary
-files, descriptors that a rank had more at a launch's last step than at its seventh. ``goodput``: seconds of steps that were kept over seconds of all steps; a
-launch's seconds run from the end of its first step to the fault, the kept ones to the commit of the checkpoint that the next launch went on from.
-``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a shard server.
+kills, 2 and 1 of them); 2 are cold, through the command line, other ranks are forked from this process, which has imported all. Against the
+same run uninterrupted: ``mismatches`` are the (step, rank) whose sample keys differ, the steps whose figures differ by a bit, and final
+weights whose hash differs. ``torn``: checkpoints under their own name that do not verify after a fault, but for one that was being removed (no
+manifest, older than the newest two that verify). ``orphans``: processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries
+left in the folder for temporary files, launches whose rank had more descriptors at its last step than around its eighth. ``goodput``:
+seconds of steps that were kept over seconds of all steps; a launch's seconds run from the end of its first step to the fault, the kept
+ones to the commit of the checkpoint that the next launch went on from.
+``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a server.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +37,7 @@ import lightning.pytorch  # noqa: E402, F401  # what ranks that are forked need 
 import torch  # noqa: E402
 from chaos_faults import Fault  # noqa: E402
 from chaos_ranks import WORLD, Launch, shared_memory, signal_to  # noqa: E402
-from chaos_world import BATCH, EVERY, Progress, Web, edges, figures_of, keys_of, make_shards, write_config  # noqa: E402
+from chaos_world import BATCH, EPOCH, EVERY, Progress, Web, edges, figures_of, keys_of, make_shards, write_config  # noqa: E402
 from common import figure, finish  # noqa: E402
 
 import clipkit.training  # noqa: E402, F401
@@ -96,11 +98,12 @@ class Chaos:
         self._until(launch, progress, lambda: False)
         if not launch.wait(60) or set(launch.codes.values()) != {0}:
             raise RuntimeError(f"the uninterrupted run failed:\n{launch.log.read_text()[-3000:]}")
+        assert f"{EPOCH} pairs an epoch" in launch.log.read_text()
         self.say(f"uninterrupted: {self.length} steps")
         self.points = int((launch.folder / "points").read_text()) // (self.length // EVERY)
         self._after(launch)
 
-    def _until(self, launch: Launch, progress: Progress, due) -> bool:  # type: ignore[no-untyped-def]
+    def _until(self, launch: Launch, progress: Progress, due: Callable[[], bool]) -> bool:
         """Watch a launch until it ends (False) or something is due (True)."""
         last, count = time.monotonic(), 0
         while launch.ended() is None:
