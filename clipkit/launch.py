@@ -92,11 +92,13 @@ def run_again(arguments: Sequence[str], *, ranks: int) -> tuple[int, str]:
         arguments: What follows ``clipkit``.
         ranks: How many processes.
     """
-    with tempfile.TemporaryDirectory(prefix="clipkit-") as folder:
-        outcome = Path(folder) / "outcome.json"
+    with tempfile.TemporaryDirectory(prefix="clipkit-", ignore_cleanup_errors=True) as folder:
+        outcome, temporary = Path(folder) / "outcome.json", Path(folder) / "tmp"
+        temporary.mkdir()  # what torchrun and killed ranks leave goes with it
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["--signals-to-handle", ",".join((*_TORCHRUNS, "SIGUSR1")), "-m", "clipkit", *arguments]
         environment = os.environ | {OUTCOME: str(outcome), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
+        environment["TMPDIR"] = str(temporary)
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         with subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent) as process:
             code, asked = _wait(process)

@@ -128,3 +128,10 @@ def test_tasks_of_srun_are_ranks_of_one_training():
         environment = dict(untouched)
         distributed.adopt_srun(environment)
         assert environment == untouched
+
+
+def test_ranks_leave_no_temporary_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert launch.run_again(["config", "list"], ranks=1) == (0, "")
+    assert list(tmp_path.iterdir()) == []
