@@ -115,8 +115,10 @@ def init(world: int, *, gpu: bool, timeout: float = _TIMEOUT.total_seconds()) ->
 def set_timeout(seconds: float) -> None:
     """Seconds that collectives from now on may take, in the group of all ranks and in the CPU's; nothing for one rank."""
     if world_size() > 1:
+        # public since torch 2.14; before, the same function had a private name
+        change: Any = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         for group in (dist.group.WORLD, *_CPU_GROUPS):
-            dist.set_timeout(timedelta(seconds=seconds), group)
+            change(timedelta(seconds=seconds), group)
 
 
 def on_rank_0(action: Callable[[], None]) -> None:
