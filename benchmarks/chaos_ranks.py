@@ -64,6 +64,9 @@ class Launch:
         code = 1
         try:
             os.setsid()
+            from clipkit.launch import die_with_parent
+
+            die_with_parent()
             log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(log, 1)
