@@ -79,7 +79,6 @@ LEANS_ON = {  # within a floor: who may import whom
         "rollback",
         "mismatch",
         "strategy",
-        "launch",
     },
 }
 NO_TORCH = {"config"}  # parts that never import these, however late
