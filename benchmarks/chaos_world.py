@@ -26,7 +26,7 @@ TOWERS = {
     "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-TIMED = ("train/samples_per_second", "train/data_wait")
+TIMED = ("train/samples_per_second", "train/data_wait", "train/rank_seconds/")
 
 
 def make_shards(folder: Path) -> None:
@@ -119,7 +119,7 @@ def figures_of(folder: Path) -> dict[int, dict[str, str]]:
         found[int(record["step"])] = {
             key: value.hex() if isinstance(value, float) else str(value)
             for key, value in record.items()
-            if key not in TIMED
+            if not key.startswith(TIMED)
         }
     return found
 
