@@ -29,6 +29,8 @@ class Entry(NamedTuple):
 FORMATS: dict[str, Entry] = {
     "open_clip": Entry("open_clip"),
     "onnx": Entry("onnx", ("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "clip_as_service": Entry("clip_as_service", ("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "immich": Entry("immich", ("onnx", "onnxruntime", "onnxscript", "transformers", "tokenizers"), "onnx,hf"),
     "torch_export": Entry("torch_export"),
     "transformers": Entry("transformers", ("transformers", "tokenizers"), "hf"),
     "sentence_transformers": Entry(

@@ -55,7 +55,7 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
         if missing or lost.unexpected_keys:
             raise ValueError(f"transformers' {kind} has no place for this model: {missing} {lost.unexpected_keys}")
         model.save_pretrained(folder)
-        _tokenizer(encoder).save_pretrained(folder)
+        fast_tokenizer(encoder).save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(_image_processor(encoder, kind), indent=2) + "\n")
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
@@ -90,7 +90,10 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
             raw_text=raw_text,
             temperature=(float(model.logit_scale.detach()), None if bias is None else float(bias.detach())),
             versions={"transformers": version("transformers")},
-            shifts=lambda image: _crops_elsewhere(image, model.config.vision_config.image_size, processor),
+            shifts=lambda image: (
+                getattr(processor.image_processor, "do_center_crop", False)
+                and crops_elsewhere(image, model.config.vision_config.image_size)
+            ),
             said=(
                 _CROP,
                 "texts are cleaned of curled quotes and ligatures alone: HTML entities and mojibake give other tokens than in open_clip",
@@ -105,9 +108,8 @@ _CROP = (
 )
 
 
-def _crops_elsewhere(image: Image.Image, side: int, processor: Any) -> bool:
-    if not getattr(processor.image_processor, "do_center_crop", False):
-        return False
+def crops_elsewhere(image: Image.Image, side: int) -> bool:
+    """Whether a centre crop that rounds down cuts an image one pixel beside open_clip's, which rounds to even."""
     short, long = sorted(image.size)
     margin = int(side * long / short) - side
     return round(margin / 2) != margin // 2
@@ -268,7 +270,7 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
     }
 
 
-def _tokenizer(encoder: Encoder) -> Any:
+def fast_tokenizer(encoder: Encoder) -> Any:
     """open_clip's byte pairs as transformers' ``CLIPTokenizerFast``, or the Hugging Face tokenizer that it wraps."""
     from tokenizers import normalizers
 
@@ -276,7 +278,8 @@ def _tokenizer(encoder: Encoder) -> Any:
     length = encoder.text.model.context_length
     if not hasattr(tokenize, "bpe_ranks"):  # which open_clip's SimpleTokenizer has
         held = copy.deepcopy(tokenize.tokenizer)
-        held.model_max_length, held.model_input_names = length, ["input_ids"]
+        held.model_max_length = length
+        held.model_input_names = held.init_kwargs["model_input_names"] = ["input_ids"]  # the latter is what is saved
         steps = cleaning(tokenize.clean_fn.__name__)
         own = held.backend_tokenizer.normalizer
         held.backend_tokenizer.normalizer = normalizers.Sequence([*steps, own] if own is not None else steps)

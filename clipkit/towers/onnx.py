@@ -5,6 +5,7 @@ A stranger's file is data to onnxruntime: it runs the operators that it knows, a
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ class OnnxModel(nn.Module):
         self.place = str(path)
         # says which device and type the tower has, as the weights of another tower do
         self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.register_buffer("file", _digest(path))  # tells one file's cached features and figures from another's
 
     @property
     def batch(self) -> int | None:
@@ -86,6 +88,16 @@ class OnnxModel(nn.Module):
             values[names[1]] = (filled != 0).astype(self.number)
         found: np.ndarray[Any, Any] = self.session.run(None, values)[0][: len(given)]
         return found
+
+
+def _digest(path: Path) -> Tensor:
+    """SHA-256 of a file and of the weights beside it, uint8 (32)."""
+    found = hashlib.sha256()
+    for part in (path, path.with_name(f"{path.name}.data")):
+        if part.is_file():
+            with part.open("rb") as stream:
+                found.update(hashlib.file_digest(stream, "sha256").digest())
+    return torch.tensor(list(found.digest()), dtype=torch.uint8)
 
 
 class OnnxImageTower(ImageTower):

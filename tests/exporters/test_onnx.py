@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from clipkit.encoder import Encoder
+from clipkit.evaluation.fingerprints import encoder_hashes
 from clipkit.exporters.formats import make_format
 from clipkit.exporters.onnx import OnnxFormat
 from clipkit.exporters.parity import ParityError
@@ -181,3 +182,15 @@ def test_a_wrong_folder_is_caught(
     probes = Probes.of(photos, TEXTS)
     harm(tmp_path, vit)
     assert not prove(vit, FORMAT, tmp_path, probes).held
+
+
+def test_two_files_have_two_hashes(folder: Path, tmp_path: Path) -> None:
+    """Or one artefact would be given the features and figures of another, out of the cache."""
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    again = encoder_hashes(load_encoder(tmp_path)[0])
+    assert again == encoder_hashes(load_encoder(folder)[0])
+    model = onnx.load(tmp_path / "visual.onnx")
+    model.metadata_props.add(key="other", value="1")
+    onnx.save(model, tmp_path / "visual.onnx")
+    assert encoder_hashes(load_encoder(tmp_path)[0])["weights"] != again["weights"]
