@@ -50,9 +50,7 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
         """What holds no weights, a tokenizer that cannot be saved, or a machine without a C++ compiler."""
         refuse(encoder, self.name)
         if shutil.which("g++") is None and shutil.which("clang++") is None:
-            raise ValueError(
-                f"the format {self.name} needs a C++ compiler: install g++, or export torch_export instead"
-            )
+            raise ValueError(f"{self.name} needs a C++ compiler: install g++, or export torch_export instead")
 
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Compile both encoders; write ``open_clip_config.json`` and the tokenizer."""
@@ -64,9 +62,7 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
         """Through ``aoti_load_package`` in processes of their own, on the CPU, with open_clip's preprocessing and tokenizer."""
         beside = read_beside(folder)
         image, text = _Receiver(folder / IMAGE_FILE), _Receiver(folder / TEXT_FILE)
-        bound = (
-            f"torch {version('torch')} on {platform.system()} {platform.machine()} with this processor's instructions"
-        )
+        bound = f"torch {version('torch')}, {platform.system()} {platform.machine()} and this processor's instructions"
         return Candidate(
             image=image,
             text=text,
@@ -89,15 +85,12 @@ class _Receiver:
 
     def __init__(self, path: Path) -> None:
         self._place = tempfile.TemporaryDirectory()
-        command = [sys.executable, "-c", _RECEIVER, str(path)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        command, pipe = [sys.executable, "-c", _RECEIVER, str(path)], subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         process, place = self._process, Path(self._place.name) / "batch"
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None  # noqa: PT018
         save_file({"x": x.cpu().contiguous()}, place.with_suffix(".in"))
         try:
             process.stdin.write(f"{place}\n")

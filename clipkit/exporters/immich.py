@@ -24,8 +24,7 @@ from clipkit.exporters.embedders import example_image, example_text, image_embed
 from clipkit.exporters.transformers import crops_elsewhere, fast_tokenizer
 from clipkit.towers.onnx import OnnxModel
 
-OPSET = 19
-IMAGE, TEXT = "visual", "textual"
+OPSET, IMAGE, TEXT = 19, "visual", "textual"
 
 
 @dataclass(frozen=True)
