@@ -1,4 +1,4 @@
-"""Signals to real processes: in an evaluation, before the ranks have met, to a launcher alone, and a second Ctrl-C."""
+"""Signals to processes as a user starts them: before the ranks have met, to a launcher alone, and a second Ctrl-C."""
 
 import json
 import os
@@ -10,25 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.checkpoint import newest, read_checkpoint
-from tests.test_training import STEPS, record, start, wait_for_step, write_config
-
-SLOW_EVALUATION = """
-import sys, time
-from clipkit.cli.main import run
-from clipkit.data.datamodule import ShardDataModule
-
-batches = ShardDataModule.val_batches
-
-def slow_batches(self):
-    for batch in batches(self):
-        print("evaluating", flush=True)
-        time.sleep(0 if {quick} else 3)
-        yield batch
-
-ShardDataModule.val_batches = slow_batches
-sys.exit(run(sys.argv[1:]))
-"""
+from clipkit.checkpoint import read_checkpoint
+from tests.test_training import start, wait_for_step, write_config
 
 
 def descendants(pid):
@@ -37,41 +20,6 @@ def descendants(pid):
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         found += [int(child), *descendants(int(child))]
     return found
-
-
-def run_script(folder, config, run, *, quick):
-    script = folder / f"slow_{quick}.py"
-    script.write_text(SLOW_EVALUATION.format(quick=quick))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(script), "fit", str(config), f"run={run}"]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-@pytest.mark.parametrize("every", ["4 steps", f"{STEPS} steps"], ids=["in the middle", "at the last step"])
-def test_a_signal_gives_up_an_evaluation_and_the_next_run_makes_it_up(tmp_path, tiny_model, shards, every):
-    data = {"train": {"squares": {"shards": f"{shards}/*.tar"}}, "val": {"squares": {"shards": f"{shards}/*.tar"}}}
-    config = write_config(
-        tmp_path, tiny_model, shards, data=data | {"batch_size": 16, "workers": 0}, evaluate={"every": every}
-    )
-    process = run_script(tmp_path, config, tmp_path / "run", quick=False)
-    for line in process.stdout:
-        if "evaluating" in line:
-            break
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[0]
-    assert process.returncode == 75, said
-    at = int(every.split()[0])
-    assert json.loads((tmp_path / "run" / "stopped.json").read_text())["step"] == at
-    assert newest(tmp_path / "run" / "checkpoints")[0].name == str(at)
-    assert not any("val/loss" in line for line in record(tmp_path / "run"))
-    process = run_script(tmp_path, config, tmp_path / "run", quick=True)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, said
-    measured = [line["step"] for line in record(tmp_path / "run") if "val/loss" in line]
-    assert measured == list(range(at, STEPS + 1, at))
-    assert not (tmp_path / "run" / "stopped.json").exists()
-    if at == STEPS:
-        assert "nothing to do" in run_script(tmp_path, config, tmp_path / "run", quick=True).communicate()[0]
 
 
 def test_a_second_interrupt_ends_launcher_ranks_and_loaders_at_once(tmp_path, tiny_model, shards):

@@ -85,7 +85,8 @@ class SaveCheckpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear what a killed writer left, and put away what the run does not go on from: it is not this run's past.
 
-        A figure that the run before this one was stopped from measuring is noted.
+        A figure that the run before this one was stopped from measuring is noted; where no step follows, the checkpoint is written anew, or it would
+        owe that evaluation for ever.
         """
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
@@ -93,6 +94,8 @@ class SaveCheckpoints(Callback):
                 if int(path.name) > trainer.global_step:
                     say(f"{path} is newer than the step that this run goes on from: it is kept as {set_aside(path)}")
         self._score(trainer.global_step)
+        if trainer.global_step >= self.steps:
+            self._save(trainer, trainer.global_step, last=True, milestone=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
