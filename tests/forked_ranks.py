@@ -1,7 +1,7 @@
 """Ranks forked from a process that has imported all they need: real processes in a real gloo group, without the seconds of their imports.
 
-As a program it reads one job a line, forks its ranks, waits for them, and answers with their exit codes in one line. A job's ``signal`` may name a
-moment: one of the ranks then sends SIGTERM to some of them, itself included, in the middle of it.
+As a program it reads one job a line, forks its ranks, waits for them, and answers with their exit codes in one line. A job's ``signal`` may name
+a moment: rank 0 then sends SIGTERM to some of them, itself included, in the middle of it.
 """
 
 import gc
@@ -52,7 +52,8 @@ def send_at(log: Path, rank: int, moment: dict[str, object]) -> None:
     Args:
         log: Where the ranks' process ids stand beside it.
         rank: This one.
-        moment: ``{"save": STEP}``, while its weights are written; ``{"train": STEP}``, as it begins; or ``{"evaluate": True}``, at each first batch.
+        moment: ``{"save": STEP}``, while its weights are written; ``{"train": STEP}``, as it begins; or ``{"evaluate": True}``, at each first
+            batch.
     """
     from clipkit import checkpoint
     from clipkit.data.datamodule import ShardDataModule

@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from clipkit.checkpoint import read_checkpoint
 from tests.test_training import start, wait_for_step, write_config
 

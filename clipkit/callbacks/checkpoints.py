@@ -85,8 +85,8 @@ class SaveCheckpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Clear what a killed writer left, and put away what the run does not go on from: it is not this run's past.
 
-        A figure that the run before this one was stopped from measuring is noted; where no step follows, the checkpoint is written anew, or it would
-        owe that evaluation for ever.
+        A figure that the run before this one was stopped from measuring is noted; where no step follows, the checkpoint is written anew, for it
+        says that the evaluation is owed.
         """
         if trainer.is_global_zero:
             remove_unfinished(self.folder)
