@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 
 from clipkit.cli.main import run
 
@@ -10,6 +11,7 @@ from clipkit.cli.main import run
 def main() -> None:
     """Run the command line; at the end nobody searches a million objects for garbage, which takes torch's users seconds."""
     code = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C on the way out would replace the code
     gc.freeze()
     raise SystemExit(code)
 

@@ -135,3 +135,9 @@ def test_ranks_leave_no_temporary_files(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", None)
     assert launch.run_again(["config", "list"], ranks=1) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("ended", "code"), [((1, True), 75), ((1, False), 1), ((0, True), 0), ((130, True), 130)])
+def test_ranks_that_were_asked_to_stop_before_they_listened_count_as_stopped(monkeypatch, ended, code):
+    monkeypatch.setattr(launch, "_wait", lambda process: process.kill() or ended)
+    assert launch.run_again(["config", "list"], ranks=2) == (code, "")

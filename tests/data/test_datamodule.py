@@ -126,6 +126,7 @@ def test_killed_workers_cost_nothing_but_a_resume(source):
     for worker in iterator._workers:
         os.kill(worker.pid, signal.SIGTERM)  # a stop signal to the group is the parent's to handle
         os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, signal.SIGUSR1)
     time.sleep(0.2)
     batch = next(iterator)
     data.advance(batch)
