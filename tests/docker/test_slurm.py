@@ -127,7 +127,7 @@ def until(folder, step, process):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("whom", ["a rank", "the script"])
+@pytest.mark.parametrize("whom", [pytest.param("a rank", marks=pytest.mark.slow), "the script"])
 def test_two_agents_stop_together_go_back_and_go_on(slurm, tmp_path, tiny_model, shards, whom):
     trainer = {"length": "400 steps", "accelerator": "cpu"}
     config = write_config(tmp_path, tiny_model, shards, trainer=trainer, checkpoint={"every": "500 steps"})
