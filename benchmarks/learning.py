@@ -108,7 +108,7 @@ def curve_difference(dtype: torch.dtype, steps: int = STEPS) -> float:
         for scale in module.scales.values():
             scale.log_scale.data.copy_(peer.logit_scale.data)
         quieten()
-        run = Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
+        run = Run(config, folder, (1, 1), pair, data, {}, None, None)  # type: ignore[arg-type]
         trainer, _ = training._trainer(run, None, Agreement(), {}, None)
         curve = Curve()
         trainer.callbacks.append(curve)

@@ -164,7 +164,7 @@ def measure(folder: Path, steps: int, changes: Sequence[str] = ()) -> list[tuple
     module = build_module(config, pair, steps=len(data), warmup=0, own_losses={})
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
     quieten()
-    run = Run(config, folder, (1, 1), pair, data, {}, None)  # type: ignore[arg-type]
+    run = Run(config, folder, (1, 1), pair, data, {}, None, None)  # type: ignore[arg-type]
     trainer, _ = training._trainer(run, None, Agreement(), {}, None)
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from clipkit.data.tar import ShardError
 from clipkit.data.transport import CHUNK, Body, Refused, open_remote, within, words
-from clipkit.data.urls import shown
+from clipkit.data.urls import PIPE, shown
 
 _log = logging.getLogger(__name__)
 _RANDOM = random.SystemRandom()  # never the global generators: what a batch holds must not hang on a server's mood
@@ -141,7 +141,10 @@ def fetch_small(url: str, limit: int, policy: Policy) -> bytes | None:
 
     Raises:
         ShardError: If it cannot be had, or is too large.
+        ValueError: If it is a program; those read shards alone, and where the user allowed it.
     """
+    if url.startswith(PIPE):
+        raise ValueError(f"{shown(url)}: programs are not run")
 
     def attempt(end: float) -> bytes:
         body = within(min(2 * policy.timeout, end - time.monotonic()), lambda: open_remote(url, policy.timeout))

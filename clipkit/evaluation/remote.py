@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from clipkit.data.fetch import Policy, download, fetch_small
 from clipkit.data.locks import alone
-from clipkit.data.urls import local_names, shown
+from clipkit.data.urls import SCHEMES, local_names, shown
 from clipkit.evaluation.samples import read_text
 
 _log = logging.getLogger(__name__)
@@ -66,6 +66,9 @@ def copy_remote(url: str, cache: Path) -> Path:
 
 
 def _folder(url: str, cache: Path) -> Path:
+    if urlsplit(url).scheme not in SCHEMES:  # `pipe:` above all: a suite may come from a stranger
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(f"{shown(url)}: sets are read from files and from {known}; programs are not run")
     where, _ = local_names(_file(url, "test/0.tar"))
     path = urlsplit(url.partition("/tree/")[0]).path.rstrip("/")
     return cache / "evaluation" / f"{where}" / (path.rpartition("/")[2].lstrip(".") or "set")

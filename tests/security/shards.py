@@ -9,6 +9,7 @@ import pickle
 import tarfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import webdataset
@@ -131,17 +132,19 @@ def pipes_here(lab: Lab) -> None:
     lab.refused("data", "index", pipe, words="programs are not run")
     lab.refused("data", "check", pipe)
     lab.refused("data", "preview", pipe, "--out", lab.folder / "x.html")
-    lab.refused("embed", lab.world.model, pipe, "--out", lab.folder / "x")
-    lab.refused("evaluate", lab.world.model, "--data", pipe)
+    for here in (pipe, f"{pipe} #"):  # what is added to a set's address would be another argument
+        lab.refused("embed", lab.world.model, here, "--out", lab.folder / "x", words="programs are not run")
+        lab.refused("evaluate", lab.world.model, "--data", here, words="programs are not run")
     suite = lab.folder / "suite.yaml"
     suite.write_text(
-        f"description: x\nsource: x\nsets:\n  a: {{data: '{pipe}', task: retrieval, metric: mean_recall@1}}\n"
+        f"description: x\nsource: x\nsets:\n  a: {{data: '{pipe} #', task: retrieval, metric: mean_recall@1}}\n"
     )
     lab.refused("evaluate", lab.world.model, "--suite", suite)
     # allowed by the user, it is a program with arguments: what a shell would do with them is not done
     bare = f"pipe:echo $({pipe.removeprefix('pipe:')}) ; {pipe.removeprefix('pipe:')}"
     data = {"train": {"x": {"shards": bare}}, "batch_size": 8, "workers": 0}
-    lab.refused("fit", lab.config(data=data), f"run={lab.folder / 'd'}", "--allow-pipe")
+    with mock.patch("clipkit.data.fetch.time.sleep"):  # it is asked several times, with pauses
+        lab.refused("fit", lab.config(data=data), f"run={lab.folder / 'd'}", "--allow-pipe")
 
 
 def rewritten(lab: Lab, work: object) -> None:
