@@ -121,7 +121,7 @@ class Proofs:
                 "data": config.data.model_copy(update={"batch_size": BATCH, "workers": 0, "val": {}}),
                 "optim": config.optim.model_copy(update={"warmup": Duration(4, "steps")}),
                 "checkpoint": config.checkpoint.model_copy(
-                    update={"every": Duration(SAVE_EVERY, "steps"), "keep_best": 0, "best": None}
+                    update={"every": [Duration(SAVE_EVERY, "steps")], "keep_best": 0, "best": None}
                 ),
                 "evaluate": config.evaluate.model_copy(update={"every": None, "tasks": {}}),
                 "logging": config.logging.model_copy(update={"every": Duration(1, "steps")}),

@@ -29,10 +29,11 @@ def test_a_demos_folder_is_made_anew(tmp_path):
     _make_room(out)
 
 
-def test_the_quick_demo_differs_from_the_demo_in_length_alone():
+def test_the_quick_demo_differs_from_the_demo_in_length_and_augmentation_alone():
     whole, quick = load_config("demo"), load_config("demo-quick")
     assert set(shipped()) >= {"demo", "demo-quick"}
-    assert (whole.model, whole.data, whole.losses) == (quick.model, quick.data, quick.losses)
+    as_quick = whole.data.model_copy(update={"augment": quick.data.augment})
+    assert (whole.model, as_quick, whole.losses) == (quick.model, quick.data, quick.losses)
     assert quick.trainer.length.steps(256) < whole.trainer.length.steps(256)
 
 
