@@ -60,6 +60,7 @@ class Optim:
             raise ValueError("nothing is left to train: every parameter is locked; unlock a tower")
         optimizer = _LocalAdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
         optimizer.register_step_pre_hook(lambda it, *_: self.set_rates(it))
+        optimizer.register_load_state_dict_post_hook(lay_as_weights)
         return optimizer
 
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
@@ -82,6 +83,19 @@ class _LocalAdamW(torch.optim.AdamW):
         for tensors in (*lists, *more.values()):
             tensors[:] = [distributed.local(x) for x in tensors]
         return found
+
+
+def lay_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Give each moment the strides of its weights: the fused kernel goes through memory, not through indices.
+
+    A checkpoint's moments are contiguous, the weights of a ConvNet are ``channels_last``.
+    """
+    for weights, state in optimizer.state.items():
+        for name, x in state.items():
+            if not isinstance(x, Tensor) or distributed.is_spread(x) or x.shape != weights.shape:
+                continue
+            if x.stride() != weights.stride():
+                state[name] = torch.empty_like(weights, dtype=x.dtype).copy_(x)
 
 
 def updates(optimizer: torch.optim.Optimizer) -> Tensor:

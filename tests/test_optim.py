@@ -1,3 +1,4 @@
+import copy
 import itertools
 import math
 
@@ -74,6 +75,31 @@ def test_the_schedule_goes_on_from_a_state():
         weight.grad = torch.full((1, 1), gradient)
         optimizer.step()
     assert weight.item() == whole[0]
+
+
+def test_contiguous_moments_of_a_checkpoint_go_on_over_weights_that_lie_otherwise():
+    def convolution():
+        start = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+        weight = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+        return weight, Optim(**DEFAULT).build([("w", weight)])
+
+    def train(weight, optimizer, steps):
+        for step in steps:
+            gradient = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(step))
+            weight.grad = gradient.to(memory_format=torch.channels_last)
+            optimizer.step()
+
+    whole, optimizer = convolution()
+    train(whole, optimizer, (1, 2))
+    weights, state = whole.detach().clone(), copy.deepcopy(optimizer.state_dict())
+    for moments in state["state"].values():
+        moments |= {name: x.contiguous() for name, x in moments.items()}
+    train(whole, optimizer, (3, 4))
+    resumed, optimizer = convolution()
+    resumed.data.copy_(weights)
+    optimizer.load_state_dict(state)
+    train(resumed, optimizer, (3, 4))
+    assert torch.equal(resumed, whole)
 
 
 def test_layers_nearer_to_the_input_learn_slower():
