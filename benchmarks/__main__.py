@@ -11,20 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-HERE = Path(__file__).resolve().parent
-NOT_BENCHMARKS = (
-    "chaos_faults",
-    "chaos_ranks",
-    "chaos_world",
-    "common",
-    "export_models",
-    "hangs",
-    "open_clip_loop",
-    "photos",
-    "tower_gradients",
-    "__main__",
-    "__init__",
-)
+from benchmarks.common import scripts
 
 
 def run(script: Path, arguments: list[str]) -> tuple[int, dict[str, Any] | None]:
@@ -54,7 +41,7 @@ def main() -> int:
     """Run them all."""
     table = Table("benchmark", "figure", "median", "spread", "bound", "held")
     failed, device = False, ""
-    for script in sorted(path for path in HERE.glob("*.py") if path.stem not in NOT_BENCHMARKS):
+    for script in scripts():
         code, result = run(script, sys.argv[1:])
         failed = failed or code != 0
         if result is None:

@@ -6,15 +6,15 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from chaos_faults import Fault, install
+from forked import fit_as_rank, free_port
 
 WORLD = 2
 TOKEN = "CLIPKIT_CHAOS"
@@ -40,9 +40,7 @@ class Launch:
 
     def fork(self, arguments: list[str], fault: Fault | None, start: int, edges: Callable[[int, int], bool]) -> None:
         """Ranks as torchrun starts them, but for the imports, which are done."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         gc.freeze()
         for rank in range(WORLD):
             pid = os.fork()
@@ -61,34 +59,10 @@ class Launch:
         start: int,
         edges: Callable[[int, int], bool],
     ) -> None:
-        code = 1
-        try:
-            os.setsid()
-            from clipkit.launch import die_with_parent
-
-            die_with_parent()
-            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            os.environ.update(self.environment)
-            os.environ.update(
-                {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD)}
-                | {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-                | {"TORCHELASTIC_RUN_ID": "chaos"}
-            )
-            install(self.folder, fault, rank, start, edges)
-            from clipkit.cli.main import run
-            from clipkit.data.worker import kill_left_over
-
-            code = run(arguments)
-            kill_left_over()  # a fork that leaves by os._exit runs no atexit
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        os.setsid()
+        os.environ.update(self.environment | {"TORCHELASTIC_RUN_ID": "chaos"})
+        trap = partial(install, self.folder, fault, rank, start, edges)
+        fit_as_rank(arguments, self.log, rank, world=WORLD, port=port, before=trap)
 
     def cold(self, arguments: list[str]) -> None:
         """The command line as a user types it; ``pids`` are found later."""

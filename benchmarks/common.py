@@ -13,6 +13,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BOUNDS = Path(__file__).resolve().with_name("bounds.json")
+HELPERS = (
+    "__init__",
+    "__main__",
+    "chaos_faults",
+    "chaos_ranks",
+    "chaos_world",
+    "common",
+    "export_models",
+    "forked",
+    "hangs",
+    "open_clip_loop",
+    "photos",
+    "tower_gradients",
+)
+
+
+def scripts() -> list[Path]:
+    """The benchmarks among the files of this folder, by name."""
+    return sorted(path for path in BOUNDS.parent.glob("*.py") if path.stem not in HELPERS)
 
 
 def quick(description: str) -> bool:

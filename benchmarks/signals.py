@@ -16,7 +16,6 @@ import multiprocessing
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from typing import Any
 
 import yaml
 from common import figure, finish, quick
+from forked import fit_as_rank, free_port
 from photos import caption, photographs
 
 STEPS, BATCH, LIMIT = 30, 16, 30.0
@@ -73,30 +73,18 @@ def prepare(folder: Path) -> Path:
     return folder / "run.yaml"
 
 
-def be_a_rank(rank: int, port: int, arguments: Sequence[str], log: str) -> None:
-    """What a forked rank does: as torchrun would have it."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    from clipkit.cli.main import run
-
-    sys.exit(run(list(arguments)))
-
-
 class Warm:
     """Two ranks forked from a process that has everything imported."""
 
     context: Any = multiprocessing.get_context("forkserver")
 
     def __init__(self, config: Path, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         arguments = ["fit", str(config), f"run={folder}"]
-        log = str(folder.with_suffix(".log"))
-        self.processes = [self.context.Process(target=be_a_rank, args=(rank, port, arguments, log)) for rank in (0, 1)]
+        same = {"world": 2, "port": free_port()}
+        self.processes = [
+            self.context.Process(target=fit_as_rank, args=(arguments, folder.with_suffix(".log"), rank), kwargs=same)
+            for rank in (0, 1)
+        ]
         for process in self.processes:
             process.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,16 @@ def build_loggers(config: RunConfig, folder: Path) -> list[Any]:
     if config.logging.wandb is not None:
         loggers.append(_wandb(config, folder))
     return loggers
+
+
+def close_loggers(loggers: Sequence[Any], *, failed: bool) -> None:
+    """Let them write what they hold. A wandb run that stayed open would take in the next run of this process."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in loggers:
+        logger.finalize("failed" if failed else "success")
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish(int(failed))
 
 
 def _tensorboard(folder: Path) -> Any:

@@ -8,13 +8,13 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
+
+from benchmarks.forked import fit_as_rank, free_port
 
 MODULES = ("omegaconf", "open_clip", "clipkit.training", "clipkit.packing", "clipkit.cli.main")
 
@@ -91,31 +91,14 @@ def send_at(log: Path, rank: int, moment: dict[str, object]) -> None:
 
 def be_a_rank(rank: int, port: int, job: dict[str, object]) -> None:
     """What torchrun would have started, but for the imports."""
-    code, log = 1, Path(str(job["log"]))
-    try:
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
+    log = Path(str(job["log"]))
+
+    def trap() -> None:
         log.with_suffix(f".{rank}").write_text(str(os.getpid()))
-        world = str(job["world"])
-        if world != "1":
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         if job["signal"] is not None:
             send_at(log, rank, job["signal"])  # type: ignore[arg-type]
-        from clipkit.cli.main import run
-        from clipkit.data.worker import kill_left_over
-        from clipkit.processes import die_with_parent
 
-        die_with_parent()
-        code = run(job["arguments"])  # type: ignore[arg-type]
-        kill_left_over()  # a fork that leaves by os._exit runs no atexit
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    fit_as_rank(job["arguments"], log, rank, world=int(str(job["world"])), port=port, before=trap)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -125,9 +108,7 @@ def main() -> None:
     gc.freeze()
     for line in sys.stdin:
         job = json.loads(line)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         pids = []
         for rank in range(job["world"]):
             pid = os.fork()

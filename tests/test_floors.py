@@ -52,7 +52,7 @@ LEANS_ON = {  # within a floor: who may import whom
     "loading": {"encoder"},
     "demo": {"api"},
     "__main__": {"cli"},
-    "callbacks": {"module"},
+    "callbacks": {"loggers", "module"},
     "building": {"micro_batch", "module", "callbacks", "staging", "teachers"},
     "teachers": {"callbacks"},
     "packing": {"building", "callbacks"},

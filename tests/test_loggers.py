@@ -17,6 +17,9 @@ def test_tensorboard_and_offline_wandb_get_the_figures_and_a_resumed_run_is_the_
     clipkit.fit(config, overrides)
     identity = json.loads((folder / "wandb.json").read_text())["id"]
     assert any(identity in path.name for path in (folder / "wandb").iterdir())
+    import wandb as client
+
+    assert client.run is None  # an open one would take in what this process trains next
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder / "tensorboard"))

@@ -22,6 +22,7 @@ from clipkit import distributed
 from clipkit.callbacks.lines import Lines
 from clipkit.callbacks.progress import Progress
 from clipkit.callbacks.say import say
+from clipkit.loggers import close_loggers
 from clipkit.module import CLIPModule
 
 RECORD = "metrics.jsonl"
@@ -108,7 +109,8 @@ class MetricsLog(Callback):
         self.progress.show(step, record)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar and make the CSV copy."""
+        """Close the bar and the loggers, and make the CSV copy."""
+        close_loggers(self.loggers, failed=False)
         if trainer.is_global_zero:
             self.progress.stop()
             if not self._lines.write():
@@ -122,8 +124,9 @@ class MetricsLog(Callback):
                     say(f"warning: metrics.csv could not be written ({error}); {RECORD} is the record")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Give the terminal back and close the loggers."""
         self.progress.stop()
+        close_loggers(self.loggers, failed=True)
 
     def _ends_window(self, step: int) -> bool:
         return step % self.every == 0 or step == self.progress.steps

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from torch import Tensor
 from torchvision.io import ImageReadMode
 from torchvision.io import decode_jpeg as torch_jpeg
@@ -29,6 +29,7 @@ MOST_PIXELS = 50_000_000
 MOST_SCANNED = 1_000_000_000
 """Pixels times scans of a JPEG: a progressive one has about ten; a file of a few kilobytes could keep the decoder busy for hours."""
 MOST_ASPECT = 200  # beyond it a short-side resize of a small file would fill the memory
+PngImagePlugin.MAX_TEXT_MEMORY = 4 << 20  # it holds 64 MiB of a PNG's texts otherwise, which nobody here reads
 _WHITE = (255, 255, 255, 255)
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG start-of-frame markers
 

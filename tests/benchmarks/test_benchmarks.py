@@ -8,25 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common import scripts
+
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted(
-    path.stem
-    for path in (ROOT / "benchmarks").glob("*.py")
-    if path.stem
-    not in (
-        "chaos_faults",
-        "chaos_ranks",
-        "chaos_world",
-        "common",
-        "export_models",
-        "hangs",
-        "open_clip_loop",
-        "photos",
-        "tower_gradients",
-        "__main__",
-        "__init__",
-    )
-)
+SCRIPTS = [path.stem for path in scripts()]
 LONG = (
     "chaos",
     "decode",

@@ -19,7 +19,6 @@ from clipkit.exporters.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoFormat  # 
 FORMAT = OpenVinoFormat()
 
 
-@pytest.mark.slow  # a process that has run OpenVINO ends when it compiles with inductor afterwards: it needs one of its own
 def test_openvino_runs_the_files(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = export_encoder(vit, FORMAT, out, images=photos, texts=TEXTS)

@@ -114,15 +114,15 @@ def unlimited_text(lab: Lab) -> None:
         image = Image.open(io.BytesIO(text_bomb(b"zTXt", 100)))
         image.load()
         held = sum(len(text) for text in image.text.values())  # type: ignore[attr-defined]
-        lab.harmed(held > 80 << 20)
+        lab.harmed(held > 50 << 20)
 
 
 def text_here(lab: Lab) -> None:
-    """Refused at the 64 MiB of text that Pillow holds, or read without it."""
+    """Refused, or read without its text."""
     for kind in (b"zTXt", b"iTXt", b"iCCP"):
         data = text_bomb(kind, 100)
-        lab.harmed(lab.grows(80, lambda data=data: fires(lambda: decode_image(data))))
-        lab.harmed(lab.grows(80, lambda data=data: fires(lambda: image_size(data))))
+        lab.harmed(lab.grows(50, lambda data=data: fires(lambda: decode_image(data))))
+        lab.harmed(lab.grows(50, lambda data=data: fires(lambda: image_size(data))))
 
 
 def exotic(kind: str) -> bytes | None:
