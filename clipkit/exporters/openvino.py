@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,12 +48,11 @@ text = textual(tokenizer(["a red bicycle"]).numpy())[0]    # (1, D), unit norm""
         """Write both encoders, ``open_clip_config.json`` and the tokenizer."""
         import openvino
 
-        core = openvino.Core()
         write_beside(encoder, folder)
         with tempfile.TemporaryDirectory() as name:
             OnnxFormat().write(encoder, Path(name))
             for graph, file in ((IMAGE_GRAPH, IMAGE_FILE), (TEXT_GRAPH, TEXT_FILE)):
-                openvino.save_model(core.read_model(Path(name) / graph), folder / file, compress_to_fp16=False)
+                openvino.save_model(_core().read_model(Path(name) / graph), folder / file, compress_to_fp16=False)
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
         """Through OpenVINO on the CPU, in float32, with open_clip's preprocessing and tokenizer."""
@@ -78,10 +78,20 @@ text = textual(tokenizer(["a red bicycle"]).numpy())[0]    # (1, D), unit norm""
 FORMAT = OpenVinoFormat
 
 
-def _encoder(path: Path) -> Callable[[Tensor], Tensor]:
+@cache
+def _core() -> Any:
+    """The one core of this process, for its whole life.
+
+    The CPU plugin gives the thread that loads it another stack for signals, and puts the one of before back when it goes. Two that go in
+    the order in which they came put back memory that is gone, and the next signal with a handler (a child's end, say) ends the process.
+    """
     import openvino
 
-    compiled: Any = openvino.Core().compile_model(path, "CPU", PRECISE)
+    return openvino.Core()
+
+
+def _encoder(path: Path) -> Callable[[Tensor], Tensor]:
+    compiled: Any = _core().compile_model(path, "CPU", PRECISE)
 
     def encode(x: Tensor) -> Tensor:
         return torch.from_numpy(compiled(x.cpu().numpy())[0].copy())

@@ -1,5 +1,7 @@
 """Files that OpenVINO runs, at any batch size, and a check that catches wrong ones."""
 
+import ctypes
+import gc
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,38 @@ from .conftest import TEXTS
 from .test_onnx import bilinear
 
 openvino = pytest.importorskip("openvino")
-from clipkit.exporters.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoFormat  # noqa: E402
+from clipkit.exporters.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoFormat, _core, _encoder  # noqa: E402
 
 FORMAT = OpenVinoFormat()
+
+
+def signal_stack() -> int:
+    """Where this thread's handlers of signals run; 0: no place of their own."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    found = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.place or 0
+
+
+def mapped(address: int) -> bool:
+    """Whether the process has memory there."""
+    ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return any(int(first, 16) <= address < int(end, 16) for first, end in ranges)
+
+
+def test_loading_twice_leaves_handlers_of_signals_their_stack(tmp_path: Path) -> None:
+    node = openvino.opset13.parameter([1, 2], float)
+    openvino.save_model(openvino.Model([openvino.opset13.relu(node)], [node]), tmp_path / "relu.xml")
+    first = _encoder(tmp_path / "relu.xml")
+    second = _encoder(tmp_path / "relu.xml")
+    del first
+    assert second(torch.tensor([[-1.0, 2.0]])).tolist() == [[0, 2]]
+    del second
+    gc.collect()
+    assert signal_stack() == 0 or mapped(signal_stack())
 
 
 def test_openvino_runs_the_files(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
@@ -24,7 +55,7 @@ def test_openvino_runs_the_files(vit: Encoder, photos: list[Image.Image], tmp_pa
     report = export_encoder(vit, FORMAT, out, images=photos, texts=TEXTS)
     assert report.held
     assert {IMAGE_FILE, TEXT_FILE, "open_clip_config.json"} <= {path.name for path in out.iterdir()}
-    textual = openvino.Core().compile_model(out / TEXT_FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    textual = _core().compile_model(out / TEXT_FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in (1, 3):
         found = torch.from_numpy(textual(vit.tokenize(TEXTS[:size]).numpy())[0])
         assert torch.allclose(found, vit.encode_text(TEXTS[:size]), atol=1e-5)
