@@ -7,7 +7,6 @@ holds counts: gathered embeddings and their gradients too, the peer's in the sha
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -97,7 +96,6 @@ def child(name: str, pairs: int, ranks: int, repetitions: int) -> None:
 def measure(make: Callable[[int], Step], pairs: int, rows: int, repetitions: int) -> None:
     make(64)().backward()  # type: ignore[no-untyped-call]  # libraries take their memory once
     step = make(pairs)
-    ctypes.CDLL(None).malloc_trim(0)  # nothing that lies ready may be used unseen
     grown = peak_growth(lambda: step().backward()) * 2**20 - 2 * rows * WIDTH * 4  # type: ignore[no-untyped-call]
     print(json.dumps({"bytes": grown}), flush=True)
     for _ in range(repetitions):

@@ -7,7 +7,6 @@ mean rank, true recall and mAP@R in the same pass. ``growth`` is clipkit's peak 
 
 from __future__ import annotations
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -62,7 +61,6 @@ def child(way: str, images: int) -> None:
     small = problem(50)
     WAYS[way](*small)  # imports and thread pools are not part of it
     given, found = problem(images), {}
-    ctypes.CDLL(None).malloc_trim(0)  # nothing that lies ready may be used unseen
     start = time.perf_counter()
     grown = peak_growth(lambda: found.update(WAYS[way](*given)))
     print(json.dumps(found | {"seconds": time.perf_counter() - start, "megabytes": grown}))
