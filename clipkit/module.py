@@ -54,6 +54,7 @@ class CLIPModule(LightningModule):
         self.teachers = tuple(teachers)  # a tuple is no submodule
         self.parts: dict[str, Tensor] = {}
         """Each loss of the last step on this rank, detached."""
+        self._trained: tuple[nn.Parameter, ...] = ()
         self.guard = Guard(towers.fields())
         self.grad_norm = torch.zeros(())
         """Norm of the last step's whole gradient, before clipping."""
@@ -96,13 +97,13 @@ class CLIPModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw this step's dropout masks from (seed, position, rank) alone."""
-        torch.manual_seed(step_seed(self.seed, int(batch["position"]), distributed.rank()))
+        seed_generators(step_seed(self.seed, int(batch["position"]), distributed.rank()), self.device)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """One norm of the whole gradient serves log, guard and clipping."""
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._trained if p.grad is not None]
         if self.device_mesh is not None:
             distributed.average_unspread_(gradients)
         self.grad_norm = distributed.total_norm(gradients)
@@ -114,6 +115,7 @@ class CLIPModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW with its schedule; the scales are clamped right after each step, before anything reads or saves them."""
         optimizer = self.optim.build(self.named_parameters())
+        self._trained = tuple(p for p in self.parameters() if p.requires_grad)  # the module's tree is slow to walk
         optimizer.register_step_post_hook(lambda *_: self.clamp_scales())
         return optimizer
 
@@ -122,6 +124,17 @@ class CLIPModule(LightningModule):
         for scale in self.scales.values():
             assert isinstance(scale, LogitScale)
             scale.clamp_()
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of one device.
+
+    ``torch.manual_seed`` seeds all kinds of devices. For each that this machine lacks it keeps the call and a stack trace for later: at every
+    step that would be milliseconds, and memory that grows.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def step_seed(seed: int, position: int, rank: int) -> int:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from clipkit.module import seed_generators
 from clipkit.optim import Optim, learning_rate_factor, parameter_groups
 
 DEFAULT = {
@@ -115,3 +116,12 @@ def test_layers_nearer_to_the_input_learn_slower():
 def test_nothing_to_train_is_said():
     with pytest.raises(ValueError, match="unlock a tower"):
         Optim(**DEFAULT).build([("w", torch.nn.Parameter(torch.ones(2), requires_grad=False))])
+
+
+def test_seeding_a_step_is_that_of_torch_and_keeps_no_calls_for_devices_that_are_not_here():
+    kept = len(torch.cuda._queued_calls)
+    seed_generators(7, torch.device("cpu"))
+    drawn = torch.rand(3)
+    assert len(torch.cuda._queued_calls) == kept
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(3), drawn)

@@ -24,6 +24,7 @@ class Ema(Callback):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.weights: dict[str, Tensor] = {}
+        self._followed: list[Tensor] = []  # what they follow, in their order: the module's tree is slow to walk
 
     def state_dict(self) -> dict[str, Any]:
         """The averages by the parameters' names."""
@@ -35,9 +36,11 @@ class Ema(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with the weights as they are, or with what a checkpoint held."""
+        known, self.weights = self.weights, {}
+        self._followed = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
         for name, parameter in pl_module.named_parameters():
             if parameter.requires_grad:
-                kept = self.weights.get(name)
+                kept = known.get(name)
                 start = parameter.detach() if kept is None else distributed.spread_like(kept, parameter)
                 self.weights[name] = start.to(parameter.device, copy=True)
 
@@ -47,9 +50,7 @@ class Ema(Callback):
         """Move towards the weights."""
         assert isinstance(pl_module, CLIPModule)
         with torch.no_grad():
-            weights: list[Tensor] = [
-                distributed.local(p) for name, p in pl_module.named_parameters() if name in self.weights
-            ]
+            weights = [distributed.local(parameter) for parameter in self._followed]
             averages = [distributed.local(x) for x in self.weights.values()]
             moved = list(torch._foreach_sub(weights, averages))
             torch._foreach_mul_(moved, (1 - self.decay) * (1 - pl_module.guard.flag))
