@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -177,3 +179,31 @@ def test_a_locked_tower_does_not_move_and_too_much_is_refused(config, tmp_path, 
         said = capsys.readouterr().err
         assert all(word in said for word in words), said
         assert not (tmp_path / "other").exists()
+
+
+class Push(Loss):
+    """No loss, but it drives the temperature up."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = [scale]
+
+    def forward(self, features, batch):
+        return -10 * self.scale[0]() + features["image"].pooled.sum() * 0.0
+
+
+def test_steps_that_clamp_the_temperature_are_counted_in_their_window(config, tmp_path, tiny_model):  # noqa: F811
+    tiny_model.write_text(json.dumps(json.loads(tiny_model.read_text()) | {"init_logit_scale": 4.6042}))
+    losses = {"push": lambda scale_of: Push(scale_of(("image", "text"))), "bad": lambda scale_of: Spoiler({16 * 8})}
+    overrides = {"run": str(tmp_path / "run"), "logging.every": "3 steps"}
+    run = clipkit.fit(config, overrides, losses=losses)
+
+    def counted():
+        return [line["train/logit_scale_clamps"] for line in record(run.folder)]
+
+    # ln(100) is 4.60517: warming up it moves by 5e-4 in step 1; step 9 trains nothing
+    assert counted() == [2, 3, 2, 3]
+    for step in (8, 12):
+        (run.folder / "checkpoints" / str(step) / "manifest.json").unlink()
+    clipkit.fit(config, overrides, losses=losses)  # from step 4, in the middle of a window
+    assert counted() == [2, 3, 2, 3]
