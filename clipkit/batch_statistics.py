@@ -43,7 +43,7 @@ class BatchStatistics:
         kept, self._kept = self._kept, []
         for buffers, before in kept:
             chosen = torch.where(skipped.to(before.device) != 0, before, _flat(buffers))
-            parts = chosen.split([buffer.numel() for buffer in buffers])
+            parts = torch.split(chosen, [buffer.numel() for buffer in buffers])
             torch._foreach_copy_(buffers, [part.view_as(buffer) for part, buffer in zip(parts, buffers, strict=True)])
 
 
