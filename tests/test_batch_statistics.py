@@ -20,6 +20,8 @@ from tests.test_rollback import rewrite
 from tests.test_training import config, final_hash  # noqa: F401  (config is a fixture)
 
 RESNET = TINY_MODEL | {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None}}
+TIMM = {"timm_model_name": "test_resnet", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
+TIMM = TINY_MODEL | {"vision_cfg": TIMM | {"image_size": 32}}
 SOUND, BAD = torch.tensor(1.0), torch.tensor(float("nan"))
 
 
@@ -71,9 +73,9 @@ def test_a_module_without_batch_norms_copies_nothing():
     assert statistics._kept == []
 
 
-@pytest.mark.parametrize("micro_batch", [None, 8])
-def test_a_run_with_a_bad_step_is_a_run_without_it(config, tmp_path, tiny_model, monkeypatch, micro_batch):  # noqa: F811
-    tiny_model.write_text(json.dumps(RESNET))
+@pytest.mark.parametrize(("model", "micro_batch"), [(RESNET, None), (TIMM, 8)], ids=["open_clip", "timm"])
+def test_a_run_with_a_bad_step_is_a_run_without_it(config, tmp_path, tiny_model, monkeypatch, model, micro_batch):  # noqa: F811
+    tiny_model.write_text(json.dumps(model))
     step_of = CLIPModule.training_step
 
     def spoilt(module, batch, index):
