@@ -5,9 +5,10 @@ import shutil
 
 import pytest
 
+import clipkit
 from clipkit.checkpoint import steps, verify
 from tests.forked_ranks import ForkedRanks
-from tests.test_batch_statistics import RESNET
+from tests.test_batch_statistics import TIMM
 from tests.test_rollback import rewrite
 from tests.test_training import STEPS, final_hash, record, write_config
 
@@ -35,7 +36,7 @@ def positions(run, rank):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_ranks_roll_back_together_and_end_as_a_resumed_run(ranks, config, tmp_path, tiny_model, strategy):
     if strategy == "ddp":  # each rank's batch norms have statistics of their own after a step, which is no alarm
-        tiny_model.write_text(json.dumps(RESNET))
+        tiny_model.write_text(json.dumps(TIMM))
     run, other, log = tmp_path / "run", tmp_path / "other", tmp_path / "log"
     options = [*GUARD, f"trainer.strategy={strategy}", "--plugin", "tests.plugin_spoilt"]
     assert ranks.fit(config, f"run={run}", *options, log=log) == [0, 0], log.read_text()
@@ -50,6 +51,7 @@ def test_ranks_roll_back_together_and_end_as_a_resumed_run(ranks, config, tmp_pa
     rewrite(other / "checkpoints" / "4", left_out=[[5, 9]], rollbacks=1)
     assert ranks.fit(config, f"run={other}", *options, log=log) == [0, 0], log.read_text()
     assert final_hash(run) == final_hash(other)
+    assert clipkit.load(run).encode_text(["a square"]).isfinite().all()
     for folder in (run, other):
         assert [line["step"] for line in record(folder)] == [3, 6, 9, 12]
         assert [positions(folder, rank) for rank in (0, 1)] == [[16 * step for step in range(STEPS)]] * 2
