@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from clipkit import training
 from clipkit.building import build_model, build_module
 from clipkit.callbacks.agreement import Agreement
+from clipkit.callbacks.watchdog import Watchdog
 from clipkit.config import RunConfig, load_config
 from clipkit.module import Batch, CLIPModule
 from clipkit.quiet import quieten
@@ -156,15 +157,17 @@ def configuration(folder: Path, steps: int, changes: Sequence[str]) -> RunConfig
     return load_config(path, changes)
 
 
-def measure(folder: Path, steps: int, changes: Sequence[str] = ()) -> list[tuple[float, float]]:
-    """Seconds of each step after the warm-up: clipkit's and the bare one's."""
+def measure(
+    folder: Path, steps: int, changes: Sequence[str] = (), watchdog: Watchdog | None = None
+) -> list[tuple[float, float]]:
+    """Seconds of each step after the warm-up: clipkit's and the bare one's. A run of one rank has no watchdog, unless it is given one."""
     config = configuration(folder, steps + WARM_UP, changes)
     data = InMemory(steps + WARM_UP)
     pair = build_model(config)
     module = build_module(config, pair, steps=len(data), warmup=0, own_losses={})
     # the very Trainer and callbacks that `clipkit fit` makes; only the data come from memory
     quieten()
-    run = Run(config, folder, (1, 1), pair, data, {}, None, None)  # type: ignore[arg-type]
+    run = Run(config, folder, (1, 1), pair, data, {}, None, None, watchdog)  # type: ignore[arg-type]
     trainer, _ = training._trainer(run, None, Agreement(), {}, None)
     in_turn = InTurn(Bare(module, data.batch))
     trainer.callbacks.append(in_turn)

@@ -82,6 +82,8 @@ class Guard:
         """Score of a gradient's norm from which on its step is skipped; None: never."""
         self.norms = spikes.empty()
         """Logarithms of the last norms, which decide that; only kept where it is asked for."""
+        self.clamps: dict[str, Tensor] = {}
+        """Steps since the last logged window that would have taken a logit scale out of its range, by the pair's name; on the device."""
         self.seen: list[Step] = []
         """The steps that the last ``take`` was about."""
         self._keys: list[list[str]] = []

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipkit import distributed
 from clipkit.towers.base import Tower
+from clipkit.towers.towers import still
 
 _SPARE = 0.7  # of the memory that is left: fragmentation, temporaries, the loader
 _STEP = 8
@@ -99,7 +100,8 @@ def _kept(tower: Tower, x: Tensor, autocast: Callable[[], AbstractContextManager
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with torch.random.fork_rng(), autocast(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with torch.random.fork_rng(), still(tower), autocast(), hooks:
         tower(x)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

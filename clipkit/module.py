@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from clipkit import distributed
+from clipkit.batch_statistics import BatchStatistics
 from clipkit.guard import Guard
 from clipkit.losses.base import Loss
 from clipkit.optim import Optim
@@ -56,6 +57,7 @@ class CLIPModule(LightningModule):
         """Each loss of the last step on this rank, detached."""
         self._trained: tuple[nn.Parameter, ...] = ()
         self.guard = Guard(towers.fields())
+        self.statistics = BatchStatistics(self.towers)
         self.grad_norm = torch.zeros(())
         """Norm of the last step's whole gradient, before clipping."""
 
@@ -68,6 +70,7 @@ class CLIPModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: each tower once, each loss once."""
+        self.statistics.keep()
         features = self.towers(batch)
         sound = self.guard.see(features, batch["key"])
         for teacher in self.teachers:
@@ -95,6 +98,10 @@ class CLIPModule(LightningModule):
         """Move tensors; keys, positions and records stay."""
         return {name: _moved(value, device) for name, value in batch.items()}
 
+    def on_train_start(self) -> None:
+        """Look for batch norms again: Lightning replaces them where they are to be synchronised."""
+        self.statistics = BatchStatistics(self.towers)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw this step's dropout masks from (seed, position, rank) alone."""
         seed_generators(step_seed(self.seed, int(batch["position"]), distributed.rank()), self.device)
@@ -108,6 +115,10 @@ class CLIPModule(LightningModule):
             distributed.average_unspread_(gradients)
         self.grad_norm = distributed.total_norm(gradients)
         self.guard.hold(optimizer, self.grad_norm, loss=self.parts.get("total"), step=self.global_step + 1)
+        self.statistics.put_back_(self.guard.flag)
+        for loss in self.losses.values():
+            assert isinstance(loss, Loss)
+            loss.take_back_(self.guard.flag)
         if gradient_clip_val is not None:
             shrink = (gradient_clip_val / (self.grad_norm + 1e-6)).clamp(max=1)
             torch._foreach_mul_([distributed.local(x) for x in gradients], shrink)
@@ -120,10 +131,11 @@ class CLIPModule(LightningModule):
         return optimizer
 
     def clamp_scales(self) -> None:
-        """Keep each scale in [1, 100]."""
-        for scale in self.scales.values():
+        """Keep each scale in [1, 100], and count the steps that would have left it; nothing is read back."""
+        for name, scale in self.scales.items():
             assert isinstance(scale, LogitScale)
-            scale.clamp_()
+            clamped = scale.clamp_()
+            self.guard.clamps[name] = clamped + self.guard.clamps.get(name, 0)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit import distributed
+from clipkit.towers.towers import NORMS
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def replicated(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What every rank should hold with equal bits after a step: weights and buffers, but for running statistics of batch norms."""
+    yield from module.named_parameters()
+    norms = {name for name, child in module.named_modules() if isinstance(child, NORMS)}
+    yield from ((name, x) for name, x in module.named_buffers() if name.rpartition(".")[0] not in norms)
 
 
 def checksums(named: Iterable[tuple[str, Tensor]]) -> tuple[list[str], Tensor]:
@@ -32,7 +40,7 @@ def disagreement(named: Iterable[tuple[str, Tensor]]) -> str | None:
     first = next(i for i in range(len(names)) if len({sums[i] for sums in everyone}) > 1)
     if 2 * votes > len(everyone):
         odd = [str(rank) for rank, sums in enumerate(everyone) if sums != usual]
-        return (
-            f"rank {', '.join(odd)} holds other weights than the {votes} ranks that agree, the first in {names[first]}"
-        )
-    return f"ranks {', '.join(map(str, range(len(everyone))))} hold weights that differ (no majority), the first in {names[first]}"
+        return f"rank {', '.join(odd)} holds other bits than the {votes} ranks that agree, the first in {names[first]}"
+    return (
+        f"ranks {', '.join(map(str, range(len(everyone))))} hold other bits (no majority), the first in {names[first]}"
+    )

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "clipkit"
 FLOORS = (
     ("1", {"config", "distributed", "metrics", "processes", "waits"}),
     ("2a", {"towers", "losses", "data", "checkpoint", "in_training"}),
-    ("2b", {"checkpoint_copies", "encoder", "guard", "loading", "optim", "replicas", "spikes"}),
+    ("2b", {"batch_statistics", "checkpoint_copies", "encoder", "guard", "loading", "optim", "replicas", "spikes"}),
     ("3a", {"evaluation", "exporters", "embedding", "explanation"}),
     (
         "3b",

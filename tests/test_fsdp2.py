@@ -10,7 +10,6 @@ import torch
 import clipkit
 from clipkit.checkpoint import read_checkpoint, verify
 from tests.conftest import TINY_MODEL, Ranks
-from tests.test_guard import SPOILER
 from tests.test_training import config, record, write_config  # noqa: F401  (config is a fixture)
 
 RANK_JOBS = __file__.replace("test_fsdp2.py", "fsdp2_jobs.py")
@@ -21,6 +20,20 @@ EACH = {  # what runs three steps under either strategy and must agree
     "bf16": {"trainer.precision": "bf16-mixed"},
     "heads": {"data.views": VIEWS, "trainer.micro_batch": 3},  # and the gradient of a step is no number on one rank
 }
+
+SPOILER = """
+from clipkit import distributed
+from clipkit.losses.base import Loss
+
+
+class Spoiler(Loss):
+    def forward(self, features, batch):
+        bad = batch["position"] == {position} and distributed.rank() == {rank}
+        return features["image"].pooled.sum() * (float("nan") if bad else 0.0)
+
+
+LOSSES = {{"spoiler": lambda scale_of: Spoiler()}}
+"""
 
 
 def agree(one, two, step, *, since=0, tolerance=1e-5):

@@ -6,10 +6,10 @@ JOBS = __file__.replace("test_replicas.py", "guard_jobs.py")
 def test_one_bit_of_one_rank_is_found_and_named(two_ranks, three_ranks):
     for equal, words in two_ranks.run(JOBS, "differ"):
         assert equal is None
-        assert words == "ranks 0, 1 hold weights that differ (no majority), the first in b"
+        assert words == "ranks 0, 1 hold other bits (no majority), the first in b"
     for equal, words in three_ranks.run(JOBS, "differ"):
         assert equal is None
-        assert words == "rank 1 holds other weights than the 2 ranks that agree, the first in b"
+        assert words == "rank 1 holds other bits than the 2 ranks that agree, the first in b"
 
 
 def test_a_zero_row_of_one_rank_skips_the_step_on_every_rank_and_is_named(two_ranks):

@@ -52,8 +52,8 @@ def keys(folder, rank=0):
     return {line["position"]: line["keys"] for line in lines}
 
 
-def final_hash(folder):
-    return weight_hash(read_checkpoint(folder / "checkpoints" / str(STEPS)).model)
+def final_hash(folder, step=STEPS):
+    return weight_hash(read_checkpoint(folder / "checkpoints" / str(step)).model)
 
 
 def start(config, folder, *arguments, launcher=()):

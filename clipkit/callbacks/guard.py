@@ -59,6 +59,8 @@ class ReportSkipped(Callback):
             tuple[int, bool]
         ] = []  # the last steps that were not left out, and whether they trained nothing
         self._history = {"gradient norm": spikes.empty(), "loss": spikes.empty()}
+        self._norms = spikes.empty()
+        self._counted: dict[str, int] = {}
         self._kept: list[Step] = []  # seen by a checkpoint between two looks
         self._culprits: list[Any] = []
         self._module: CLIPModule | None = None
@@ -80,12 +82,16 @@ class ReportSkipped(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Counts and what decides later; all ranks call it together."""
         self._read()
-        device = self._module.guard.norms.cpu() if self._module is not None else spikes.empty()
+        norms, clamps = spikes.empty(), dict[str, int]()
+        if self._module is not None:
+            norms = self._module.guard.norms.cpu()
+            clamps = {name: int(count) for name, count in self._module.guard.clamps.items()}
         return {
             "skipped": self.skipped,
             "recent": [list(x) for x in self._recent],
             "history": dict(self._history),
-            "norms": device,
+            "norms": norms,
+            "clamps": clamps,
             "kept": [list(x) for x in self._kept],
             "culprits": [list(x) for x in self._culprits],
         }
@@ -98,6 +104,7 @@ class ReportSkipped(Callback):
         self._kept = [Step(*x) for x in state_dict.get("kept", [])]
         self._culprits = [tuple(x) for x in state_dict.get("culprits", [])]
         self._norms = state_dict.get("norms", spikes.empty())
+        self._counted = {name: int(count) for name, count in state_dict.get("clamps", {}).items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the guard what to skip by itself."""
@@ -105,7 +112,10 @@ class ReportSkipped(Callback):
         self._module = pl_module
         pl_module.guard.reset()
         pl_module.guard.spike_score = self.spec.spike_score if self.spec.spikes == "skip" else None
-        pl_module.guard.norms = getattr(self, "_norms", spikes.empty()).clone()
+        pl_module.guard.norms = self._norms.clone()
+        pl_module.guard.clamps = {
+            name: torch.tensor(count, device=pl_module.device) for name, count in self._counted.items()
+        }
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -146,15 +146,20 @@ class MetricsLog(Callback):
         figures = {"train/loss": parts.pop("total")}
         figures |= {f"train/loss/{name}": value for name, value in parts.items()}
         scales = {name: float(scale().detach()) for name, scale in module.scales.items()}
-        figures |= {
-            f"train/logit_scale/{name}" if len(scales) > 1 else "train/logit_scale": v for name, v in scales.items()
-        }
+        figures |= _by_scale("train/logit_scale", scales)
+        clamps = {name: int(module.guard.clamps.pop(name, 0)) for name in scales}  # steps of the window
+        figures |= _by_scale("train/logit_scale_clamps", clamps)
         figures["train/lr"] = last_lr(trainer)
         figures["train/grad_norm"] = float(module.grad_norm)
         figures["train/samples_per_second"] = samples / elapsed
         figures |= dict(zip(known, mean[len(names) :], strict=True))
         self._window_start, self._waited, self._window_steps = now, 0.0, 0
         return figures
+
+
+def _by_scale(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """A figure of each scale, under the pair's name where there are several."""
+    return {f"{name}/{pair}" if len(values) > 1 else name: value for pair, value in values.items()}
 
 
 class OffTheClock(Callback):

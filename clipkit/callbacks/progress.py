@@ -75,6 +75,7 @@ class Progress:
 _SHORT = {
     "train/loss": ("loss", "{:.4f}"),
     "train/logit_scale": ("scale", "{:.1f}"),
+    "train/logit_scale_clamps": ("clamped", "{:.0f}"),
     "train/lr": ("lr", "{:.2e}"),
     "train/grad_norm": ("grad", "{:.2f}"),
     "train/samples_per_second": ("samples/s", "{:.0f}"),
@@ -92,6 +93,7 @@ def describe(record: Mapping[str, Any]) -> str:
     parts = []
     for name, value in record.items():
         known = name in ("step", "samples") or name.startswith("train/loss/") or name.endswith(("_length", "_tokens"))
+        known = known or (name.startswith("train/logit_scale_clamps") and not value)
         if known or not isinstance(value, int | float):
             continue
         label, form = _SHORT.get(name, (name, "{:.4f}"))

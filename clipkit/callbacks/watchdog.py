@@ -156,6 +156,8 @@ class Watchdog:
         with place.open("r+b") as file:
             self._place = mmap.mmap(file.fileno(), _PLACE)
         self.enter(self._phase, self._step)
+        with contextlib.suppress(OSError):  # one that is stopped before its first period is over is known too
+            self._write()
         self._stacks = (self.folder / f"stacks.rank{self.rank}.txt").open("w")
         faulthandler.register(_STACKS, self._stacks, all_threads=True)  # in C: it works where Python does not get on
         self._thread = threading.Thread(target=self._watch, name="clipkit-watchdog", daemon=True)

@@ -32,5 +32,7 @@ class GuardSpec(Spec):
         8.0, description="How far is far: robust standard deviations above the median of the last 100 steps."
     )
     replicas_every: Count = Field(
-        500, description="Steps between two comparisons of all ranks' weights, which must be equal bits; 0: never."
+        500,
+        description="Steps between two comparisons of all ranks' weights and buffers, which must be equal bits; they are also compared "
+        "before each checkpoint. 0: never.",
     )

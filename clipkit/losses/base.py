@@ -20,7 +20,8 @@ class Loss(nn.Module):
     """Features of a step to a scalar; subclasses implement ``forward``.
 
     A loss gathers over ranks by itself. What it returns is averaged over ranks, by DDP for the gradients and by the logger for the value:
-    that average is the loss of the global batch, at any number of ranks and any split of the batch between them.
+    that average is the loss of the global batch, at any number of ranks and any split of the batch between them. Buffers must be equal on
+    every rank after a step, as weights are; ``guard.replicas_every`` looks.
     """
 
     def forward(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
@@ -34,6 +35,13 @@ class Loss(nn.Module):
             A scalar.
         """
         raise NotImplementedError
+
+    def take_back_(self, skipped: Tensor) -> None:
+        """Undo what the last forward wrote into buffers, if its step is skipped; for a loss that remembers, called after each step's backward.
+
+        Args:
+            skipped: Not 0 if it is, a scalar on the device, equal on every rank; to be read without waiting for it (``torch.where``).
+        """
 
 
 def checked_pair(pair: tuple[str, str]) -> tuple[str, str]:

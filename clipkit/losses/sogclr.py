@@ -71,6 +71,7 @@ class SogCLR(Loss):
         self.register_buffer("log_image", torch.full((samples,), math.nan))  # NaN: not seen yet
         self.register_buffer("log_text", torch.full((samples,), math.nan))
         self._looked = False
+        self._replaced: tuple[Tensor, Tensor, Tensor] | None = None
 
     def forward(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> Tensor:
         """Compute the loss and, in training, remember; in evaluation each batch stands alone."""
@@ -89,9 +90,18 @@ class SogCLR(Loss):
         )
         value = tiled_loss(x, y, scale, math=rule, beside=[(positive, positive)])
         if self.training:
+            self._replaced = ids, self.log_image[ids], self.log_text[ids]
             self.log_image[ids] = distributed.all_gather_rows(rule.log_rows.to(self.log_image.dtype), sizes)
             self.log_text[ids] = rule.log_columns.to(self.log_text.dtype)
         return (value + self.rho) / scale
+
+    def take_back_(self, skipped: Tensor) -> None:
+        """Remember what was remembered before the last batch: its features may be no numbers, or it is left out."""
+        replaced, self._replaced = self._replaced, None
+        if replaced is not None:
+            ids, *before = replaced
+            for memory, old in zip((self.log_image, self.log_text), before, strict=True):
+                memory[ids] = torch.where(skipped.to(old.device) != 0, old, memory[ids])
 
     @property
     def gamma_now(self) -> float:

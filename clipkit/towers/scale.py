@@ -36,6 +36,12 @@ class LogitScale(nn.Module):
             self.bias = nn.Parameter(torch.tensor(float(value)))
 
     @torch.no_grad()
-    def clamp_(self) -> None:
-        """Keep the scale in [1, 100], as CLIP does, after the optimiser's step."""
+    def clamp_(self) -> Tensor:
+        """Keep the scale in [1, 100], as CLIP does, after the optimiser's step.
+
+        Returns:
+            1 if it was outside, else 0: an int64 scalar on its device.
+        """
+        before = self.log_scale.clone()
         self.log_scale.clamp_(0.0, MAX_LOG_SCALE)
+        return (self.log_scale != before).long()

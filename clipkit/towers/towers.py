@@ -20,7 +20,7 @@ from clipkit import distributed
 from clipkit.towers.base import Features, Tower
 
 _MOST_PARTS, _FEWEST_ROWS = 4, 8
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
+NORMS = (nn.modules.batchnorm._BatchNorm,)
 _VIEW = re.compile(r"_view[0-9]+$")
 
 
@@ -150,14 +150,14 @@ class Towers(nn.Module):
             chunk,
             use_reentrant=False,
             preserve_rng_state=True,
-            context_fn=lambda: (contextlib.nullcontext(), _still(tower)),
+            context_fn=lambda: (contextlib.nullcontext(), still(tower)),
         )
 
 
 @contextlib.contextmanager
-def _still(tower: nn.Module) -> Iterator[None]:
-    """Inside, batch norms learn nothing: the forward that backward repeats would move their running statistics twice."""
-    norms = [module for module in tower.modules() if isinstance(module, _NORMS) and module.track_running_stats]
+def still(tower: nn.Module) -> Iterator[None]:
+    """Inside, batch norms learn nothing: the forward that backward repeats would move their running statistics twice, a trial for nothing."""
+    norms = [module for module in tower.modules() if isinstance(module, NORMS) and module.track_running_stats]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         yield
@@ -170,7 +170,7 @@ def _still(tower: nn.Module) -> Iterator[None]:
 
 def batchnorm_names(module: nn.Module) -> list[str]:
     """Names of trainable batch norms, whose statistics no micro-batching or data parallelism keeps exact."""
-    return [name for name, child in module.named_modules() if isinstance(child, _NORMS) and child.training]
+    return [name for name, child in module.named_modules() if isinstance(child, NORMS) and child.training]
 
 
 def _part_size(rows: int, lengths: Sequence[int] | None) -> int | None:

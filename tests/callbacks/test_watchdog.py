@@ -99,6 +99,11 @@ def test_a_stopped_process_is_named_with_what_it_held_and_ended(tmp_path, watch)
         assert "Thread 0x" in (tmp_path / f"stacks.rank{rank}.txt").read_text()
 
 
+def test_a_rank_is_known_from_its_first_moment(tmp_path, watch):
+    watch(0, Limits(60, 60, 60), world=1)  # a period is a second
+    assert json.loads((tmp_path / HEARTBEATS / "rank0.json").read_text())["pid"] == os.getpid()
+
+
 def test_a_slow_evaluation_is_no_hang_and_a_slow_step_is(watch):
     dog, left, event = watch(0, Limits(30, 0.3, 30), world=1)
     dog.enter("pause", 3)

@@ -159,6 +159,19 @@ def test_sogclr_over_two_batches():
     torch.testing.assert_close(loss.log_text, before, equal_nan=True)
 
 
+def test_a_skipped_step_is_not_remembered():
+    x, y, scale = unit(6, 4, 0), unit(6, 4, 1), scalar(8)
+    loss, ids = SogCLR(lambda: scale, 10, gamma=0.3).double(), torch.tensor([9, 2, 4, 2, 0, 1])
+    sogclr_step(loss, x, y, ids)
+    before = loss.log_image.clone(), loss.log_text.clone()
+    for skipped in (1.0, 0.0):
+        sogclr_step(loss, torch.where(torch.arange(6)[:, None] == 3, torch.nan, x) if skipped else y, y, ids)
+        assert not torch.equal(loss.log_image.nan_to_num(), before[0].nan_to_num())
+        loss.take_back_(torch.tensor(skipped))
+        for memory, old in zip((loss.log_image, loss.log_text), before, strict=True):
+            assert torch.equal(memory.nan_to_num(), old.nan_to_num()) == bool(skipped)
+
+
 def gaussians(truth, pairs, width, seed):
     """Correlated pairs and, as embeddings whose product it is, the log-ratio of their joint and marginal densities."""
     rho2 = 1 - math.exp(-2 * truth / width)
