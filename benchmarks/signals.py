@@ -234,6 +234,7 @@ def main() -> int:
     figures = {
         "late": figure([late]),
         "wrong": figure([wrong]),
+        "trials": figure([len(results)]),
         "lost_steps": figure([result["lost"] for result in results], max(result["lost"] for result in results)),
         "seconds_to_leave": figure([result["seconds"] for result in results]),
     }

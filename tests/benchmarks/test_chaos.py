@@ -1,14 +1,15 @@
-"""The kills and the stops in full; their arithmetic and the moments that they hit always."""
+"""Kills of real runs: six of them always, a hundred in `make slow`; and the arithmetic and the moments of the harness."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.test_benchmarks import ROOT, last_line, run
+
+NOTHING = ("mismatches", "torn", "orphans", "leaks")
 
 
 @pytest.fixture
@@ -16,28 +17,37 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def run(*arguments, timeout):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+def kills(*arguments, timeout):
+    """The figures of a tortured run, in which nothing was lost; how long it took is not asked."""
+    done = run("benchmarks/chaos.py", *arguments, timeout=timeout)
+    figures = {name: value["value"] for name, value in last_line("chaos", done)["figures"].items()}
+    assert {name: figures[name] for name in NOTHING} == dict.fromkeys(NOTHING, 0), done.stderr
+    assert all(count for name, count in figures.items() if name.startswith("faults_")), done.stderr
+    return figures
+
+
+@pytest.mark.timeout(620)
+def test_six_kills_change_no_bit():
+    figures = kills("--quick", timeout=600)
+    assert [figures[f"faults_{kind}"] for kind in ("save", "edge", "random")] == [2, 1, 3]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7220)
 def test_a_hundred_kills_change_no_bit():
-    done = run("benchmarks/chaos.py", timeout=7200)
-    assert done.returncode == 0, done.stderr
-    figures = {name: value["value"] for name, value in json.loads(done.stdout.splitlines()[-1])["figures"].items()}
+    figures = kills(timeout=7200)
     assert figures["faults_save"] + figures["faults_edge"] + figures["faults_random"] + figures["missed"] == 100
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1820)
 def test_faults_of_every_kind_change_no_bit():
-    done = run("benchmarks/chaos.py", "--faults", "16", timeout=1800)
-    assert done.returncode == 0, done.stderr
+    figures = kills("--faults", "16", timeout=1800)
+    assert {f"faults_{kind}" for kind in ("save", "edge", "random", "stop", "term", "disk", "web")} <= figures.keys()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(620)
 def test_a_stopped_rank_is_named_in_time():
     done = run("benchmarks/hangs.py", "--quick", timeout=600)
     assert done.returncode == 0, done.stderr
@@ -45,7 +55,6 @@ def test_a_stopped_rank_is_named_in_time():
 
 CHILD = """
 import json, os, sys
-from pathlib import Path
 from chaos_faults import Fault, install
 launch, folder = Path(sys.argv[1]), Path(sys.argv[2]) / "checkpoints"
 (launch / "pids.json").write_text(json.dumps([os.getpid()]))
