@@ -28,7 +28,7 @@ LONG = (
     "step",
     "tar_read",
 )  # photographs, gigabytes, or large models
-APART = ("chaos", "signals")  # their short forms always run: test_chaos.py, test_signals.py
+APART = ("chaos", "signals")  # their short forms always run: test_chaos.py
 EXACT = ("checkpoints",)  # no clock in them: their bounds hold on any machine
 BOUNDS = json.loads((ROOT / "benchmarks" / "bounds.json").read_text())
 

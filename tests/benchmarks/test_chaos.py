@@ -1,4 +1,4 @@
-"""Kills of real runs: six of them always, a hundred in `make slow`; and the arithmetic and the moments of the harness."""
+"""Kills and signals to real runs: six of each always, a hundred and thirty in `make slow`; and the arithmetic of the harness."""
 
 import json
 import os
@@ -37,6 +37,25 @@ def test_six_kills_change_no_bit():
 def test_a_hundred_kills_change_no_bit():
     figures = kills(timeout=7200)
     assert figures["faults_save"] + figures["faults_edge"] + figures["faults_random"] + figures["missed"] == 100
+
+
+def signals(*arguments, timeout):
+    """How many trials there were, all of which ended as they must within their 30 s."""
+    done = run("benchmarks/signals.py", *arguments, timeout=timeout)
+    result = last_line("signals", done)
+    assert result["held"], done.stdout + done.stderr
+    return result["figures"]["trials"]["value"]
+
+
+@pytest.mark.timeout(620)
+def test_two_signals_a_subset_lose_nothing():
+    assert signals("--quick", timeout=600) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3620)
+def test_ten_signals_a_subset_lose_nothing():
+    assert signals(timeout=3600) == 30
 
 
 @pytest.mark.slow
