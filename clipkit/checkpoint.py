@@ -229,7 +229,8 @@ class _Hashed:
         self.file = file
         self.size = 0
         self.digest = hashlib.sha256()
-        self.refused: tuple[int | None, str | None] | None = None  # not the error, whose frames would hold what is trained
+        # number and words, not the error: its frames would hold what they worked on
+        self.refused: tuple[int | None, str | None] | None = None
 
     def write(self, data: Any) -> int:
         """Write on."""
