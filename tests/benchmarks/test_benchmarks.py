@@ -43,6 +43,7 @@ def run(*arguments, timeout=290):
 def last_line(script, done):
     """What a benchmark ends with, which must be of the agreed shape."""
     assert done.returncode in (0, 1), done.stderr
+    assert done.stdout.strip(), done.stderr
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(result) == {"benchmark", "device", "peer", "figures", "at_least", "at_most", "held"}
     assert result["benchmark"] == script

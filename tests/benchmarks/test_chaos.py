@@ -74,6 +74,7 @@ def test_a_stopped_rank_is_named_in_time():
 
 CHILD = """
 import json, os, sys
+from pathlib import Path
 from chaos_faults import Fault, install
 launch, folder = Path(sys.argv[1]), Path(sys.argv[2]) / "checkpoints"
 (launch / "pids.json").write_text(json.dumps([os.getpid()]))
