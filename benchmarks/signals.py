@@ -89,9 +89,10 @@ class Warm:
             process.start()
 
     def send(self, ranks: Sequence[int]) -> None:
-        """SIGTERM to some ranks."""
+        """SIGTERM to some ranks; one may leave just now, and then its code tells."""
         for rank in ranks:
-            os.kill(self.processes[rank].pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid, signal.SIGTERM)
 
     def codes(self, seconds: float) -> list[int | None]:
         """The exit codes after at most so long; as torchrun, ask the others to leave where one left before they had met."""
