@@ -2,13 +2,14 @@
 
 100 SIGKILLs of a random rank, a quarter inside saves, a quarter at the plan's epoch edges, loader workers 0 and 2 in turn (``--quick``: 6
 kills, 2 and 1 of them); 2 are cold, through the command line, other ranks are forked from this process, which has imported all. Against the
-same run uninterrupted: ``mismatches`` are the (step, rank) whose sample keys differ, the steps whose figures differ by a bit, and final
-weights whose hash differs. ``torn``: checkpoints under their own name that do not verify after a fault, but for one that was being removed (no
-manifest, older than the newest two that verify). ``orphans``: processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries
-left in the folder for temporary files, launches whose rank had more descriptors at its last step than around its eighth. ``goodput``:
-seconds of steps that were kept over seconds of all steps; a launch's seconds run from the end of its first step to the fault, the kept
-ones to the commit of the checkpoint that the next launch went on from.
-``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a server.
+same run uninterrupted: ``mismatches`` are the (step, rank) whose sample keys differ, the steps whose figures differ by a bit, final weights
+whose hash differs, and another account of the data (``faults_bad`` of their samples had a substitute). ``torn``: checkpoints under their own
+name that do not verify after a fault, but for one that was being removed (no manifest, older than the newest two that verify). ``orphans``:
+processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries left in the folder for temporary files, launches whose rank
+had more descriptors at its last step than around its eighth. ``goodput``: seconds of steps that were kept over seconds of all steps; a
+launch's seconds run from the end of its first step to the fault, the kept ones to the commit of the checkpoint that the next went on from.
+``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a server. A fault
+counts (``faults_...``) where it showed: a signal found its process, a save said that it failed, the server was asked; else it is ``missed``.
 """
 
 from __future__ import annotations
@@ -37,14 +38,30 @@ import lightning.pytorch  # noqa: E402, F401  # what ranks that are forked need 
 import torch  # noqa: E402
 from chaos_faults import Fault  # noqa: E402
 from chaos_ranks import WORLD, Launch, shared_memory, signal_to  # noqa: E402
-from chaos_world import BATCH, EPOCH, EVERY, Progress, Web, edges, figures_of, keys_of, make_shards, write_config  # noqa: E402
+from chaos_world import (  # noqa: E402
+    BATCH,
+    EPOCH,
+    EVERY,
+    Progress,
+    Web,
+    account_of,
+    edges,
+    figures_of,
+    keys_of,
+    make_shards,
+    write_config,
+)
 from common import figure, finish  # noqa: E402
 
 import clipkit.training  # noqa: E402, F401
 from clipkit.checkpoint import MANIFEST, newest, read_checkpoint, steps, verify, weight_hash  # noqa: E402
 
 GAP, GRACE, SLOWEST = 40, 20.0, 300.0
-KILLS, OTHERS = ("random", "save", "edge"), ("stop", "term", "disk", "web")
+KILLS, OTHERS = ("random", "save", "edge"), ("stop", "term", "disk", "web")  # and "bad": samples, in every run
+
+
+REFUSED = "train/checkpoint_failures"
+"""The one figure that a full disk must change: it counts the checkpoints that it cost."""
 
 
 class Chaos:
@@ -138,23 +155,25 @@ class Chaos:
         if self.web and fault.kind == "web":
             shutil.rmtree(self.root / "cache", ignore_errors=True)
             self.web.failing = 3
-        begun = time.time()
+        begun, refused = time.time(), self.web.failed if self.web else 0
         launch, progress = self.start(self.run, fault)
         self._account(progress)
         outside = fault.kind not in ("save", "edge")
         due = self._until(
             launch, progress, lambda: outside and len(progress.times) > fault.after and bool(launch.find_ranks())
         )
-        struck = 0.0
+        happened, struck = False, 0.0
         if due:
             seen = sorted(progress.times.values())
             time.sleep(fault.wait * 2 * (seen[-1] - seen[0]) / max(1, len(seen) - 1))
-            self._strike(launch, fault)
+            happened = self._strike(launch, fault)
             struck = time.time() if fault.kind == "random" else 0.0
             self._until(launch, progress, lambda: False)
         marker, code = launch.folder / "marker.json", launch.ended()
-        happened = due if outside else marker.exists()
+        if self.web and fault.kind == "web":
+            happened = self.web.failed > refused
         if marker.exists():
+            happened = True
             struck = float(json.loads(marker.read_text())["time"])
         ended = struck or max(progress.times.values(), default=time.time())
         self.counts[fault.kind] += happened
@@ -169,12 +188,11 @@ class Chaos:
         self.say(f"{fault}: {len(progress.times)} steps; start, steps, end: {', '.join(f'{x:.1f} s' for x in spent)}")
         return code != 0
 
-    def _strike(self, launch: Launch, fault: Fault) -> None:
-        """What is done from outside."""
-        victim = launch.pids[fault.victim]
+    def _strike(self, launch: Launch, fault: Fault) -> bool:
+        """What is done from outside; whether it showed."""
+        victim, showed = launch.pids[fault.victim], True
         if fault.kind == "random":
-            signal_to(victim, signal.SIGKILL)
-            return
+            return signal_to(victim, signal.SIGKILL)
         if fault.kind == "stop":
             signal_to(victim, signal.SIGSTOP)
             time.sleep(1 + 2 * fault.wait)
@@ -187,9 +205,9 @@ class Chaos:
             while "could not be written" not in launch.log.read_text() and time.monotonic() < deadline:
                 time.sleep(0.05)
             resource.prlimit(writer, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            if time.monotonic() >= deadline:
-                self.missed["disk"] += 1
-        signal_to(victim, signal.SIGTERM)  # the end of every launch that the fault itself does not end
+            showed = time.monotonic() < deadline
+        there = signal_to(victim, signal.SIGTERM)  # the end of every launch that the fault itself does not end
+        return showed and there
 
     def _account(self, progress: Progress) -> None:
         """Add up the launch before, now that it is known where this one goes on from."""
@@ -267,11 +285,18 @@ class Chaos:
             ]
         mine, right = figures_of(self.run), figures_of(self.reference)
         assert list(right) == list(range(1, self.length + 1))
-        found += [f"figures of step {step}" for step in sorted({*mine, *right}) if mine.get(step) != right.get(step)]
+        for step in sorted({*mine, *right}):
+            one, other = mine.get(step, {}), right.get(step, {})
+            keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+            if keys and not (self.counts["disk"] and keys == [REFUSED]):
+                found.append(f"figures of step {step}: {', '.join(keys)}")
         hashes = [
             weight_hash(read_checkpoint(folder / "checkpoints" / str(self.length)).model)
             for folder in (self.run, self.reference)
         ]
+        accounts = [account_of(folder / "checkpoints" / str(self.length)) for folder in (self.run, self.reference)]
+        found += [f"the data's {part}" for part, whole in accounts[1].items() if accounts[0].get(part) != whole]
+        self.counts["bad"] = sum(sum(causes.values()) for causes in accounts[0]["bad"]["noise"].values())
         return found + (["weights"] if hashes[0] != hashes[1] else [])
 
 
@@ -290,7 +315,7 @@ def torture(faults: int, *, cold: int, others: bool, seed: int) -> tuple[Chaos, 
     rng = random.Random(seed)
     kinds = plan(faults, rng, others=others)
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        chaos = Chaos(Path(folder), len(kinds) * GAP * 5 // 4 + 2 * EVERY, seed, web=others)
+        chaos = Chaos(Path(folder), len(kinds) * GAP * 5 // 4 + 2 * EPOCH // BATCH, seed, web=others)
         chaos.whole()
         left = cold
         for number, kind in enumerate(kinds):
@@ -330,7 +355,7 @@ def main() -> int:
             found[name] += len(lines)
             for line in lines:
                 print(f"{name}: {line}", file=sys.stderr)
-        for kind in (*KILLS, *(OTHERS if others else ())):
+        for kind in (*KILLS, *(OTHERS if others else ()), "bad"):
             found[f"faults_{kind}"] += chaos.counts[kind]
         found["missed"] += sum(chaos.missed.values())
         found["lost_steps"] += chaos.lost

@@ -130,6 +130,12 @@ def keys_of(folder: Path, rank: int) -> dict[int, list[str]]:
     return {found["position"]: found["keys"] for found in map(json.loads, lines)}
 
 
+def account_of(checkpoint: Path) -> dict[str, Any]:
+    """Where a checkpoint stands in the data, and what was bad on the way, by source, epoch and cause."""
+    data = json.loads((checkpoint / "state.json").read_text())["lightning"]["ShardDataModule"]
+    return {name: data[name] for name in ("position", "bad", "noted", "earlier")}
+
+
 class Web:
     """Serves a folder on loopback; answers 503 as often as told.
 

@@ -89,9 +89,10 @@ class Warm:
             process.start()
 
     def send(self, ranks: Sequence[int]) -> None:
-        """SIGTERM to some ranks."""
+        """SIGTERM to some ranks; one may leave just now, and then its code tells."""
         for rank in ranks:
-            os.kill(self.processes[rank].pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.processes[rank].pid, signal.SIGTERM)
 
     def codes(self, seconds: float) -> list[int | None]:
         """The exit codes after at most so long; as torchrun, ask the others to leave where one left before they had met."""
@@ -234,6 +235,7 @@ def main() -> int:
     figures = {
         "late": figure([late]),
         "wrong": figure([wrong]),
+        "trials": figure([len(results)]),
         "lost_steps": figure([result["lost"] for result in results], max(result["lost"] for result in results)),
         "seconds_to_leave": figure([result["seconds"] for result in results]),
     }

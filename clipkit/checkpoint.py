@@ -229,14 +229,15 @@ class _Hashed:
         self.file = file
         self.size = 0
         self.digest = hashlib.sha256()
-        self.refusal: OSError | None = None
+        # number and words, not the error: its frames would hold what they worked on
+        self.refused: tuple[int | None, str | None] | None = None
 
     def write(self, data: Any) -> int:
         """Write on."""
         try:
             self.file.write(data)
         except OSError as error:
-            self.refusal = error
+            self.refused = (error.errno, error.strerror)
             raise
         self.digest.update(data)
         size = memoryview(data).nbytes
@@ -267,8 +268,8 @@ def _save_state(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         try:
             torch.save(dict(state), hashed)  # type: ignore[arg-type]
         except RuntimeError:
-            if hashed.refusal is not None:  # torch's writer hides what the disk said behind its own position
-                raise hashed.refusal from None
+            if hashed.refused is not None:  # torch's writer hides what the disk said behind its own position
+                raise OSError(*hashed.refused, str(path)) from None
             raise
         hashed.flush()
     return hashed.entry()

@@ -1,6 +1,9 @@
+import gc
 import json
 import os
 import random
+import resource
+import weakref
 
 import pytest
 import torch
@@ -91,6 +94,34 @@ def test_a_failing_disk_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatc
         write(tmp_path, 5, value=2.0)
     assert [path.name for path in tmp_path.iterdir()] == ["5"]
     assert read_checkpoint(tmp_path / "5").model["w"][0, 0] == 1
+
+
+@pytest.mark.parametrize("most", [100, 6000], ids=["weights", "state"])
+def test_what_a_disk_refused_is_held_no_longer(tmp_path, most):
+    """Neither by the error, nor by whatever called: a batch, or the weights' bytes, until the garbage is collected."""
+
+    class Batch:
+        pass
+
+    def save():
+        batch = Batch()
+        state = {"a": torch.ones(3000)}
+        try:
+            write_checkpoint(tmp_path / "1", model={"w": torch.ones(99)}, state=state, info={})
+        except OSError as error:
+            return weakref.ref(batch), str(error)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    gc.disable()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        held, said = save()
+        assert held() is None
+        assert "too large" in said
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        gc.enable()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_writing_a_step_again_replaces_it(tmp_path):

@@ -1,14 +1,15 @@
-"""The kills and the stops in full; their arithmetic and the moments that they hit always."""
+"""Kills and signals to real runs: six of each always, a hundred and thirty in `make slow`; and the arithmetic of the harness."""
 
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.benchmarks.test_benchmarks import ROOT, last_line, run
+
+NOTHING = ("mismatches", "torn", "orphans", "leaks")
 
 
 @pytest.fixture
@@ -16,28 +17,56 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
 
 
-def run(*arguments, timeout):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+def kills(*arguments, timeout):
+    """The figures of a tortured run, in which nothing was lost; how long it took is not asked."""
+    done = run("benchmarks/chaos.py", *arguments, timeout=timeout)
+    figures = {name: value["value"] for name, value in last_line("chaos", done)["figures"].items()}
+    assert {name: figures[name] for name in NOTHING} == dict.fromkeys(NOTHING, 0), done.stderr
+    assert all(count for name, count in figures.items() if name.startswith("faults_")), done.stderr
+    return figures
+
+
+@pytest.mark.timeout(620)
+def test_six_kills_change_no_bit():
+    figures = kills("--quick", timeout=600)
+    assert [figures[f"faults_{kind}"] for kind in ("save", "edge", "random")] == [2, 1, 3]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7220)
 def test_a_hundred_kills_change_no_bit():
-    done = run("benchmarks/chaos.py", timeout=7200)
-    assert done.returncode == 0, done.stderr
-    figures = {name: value["value"] for name, value in json.loads(done.stdout.splitlines()[-1])["figures"].items()}
+    figures = kills(timeout=7200)
     assert figures["faults_save"] + figures["faults_edge"] + figures["faults_random"] + figures["missed"] == 100
 
 
+def signals(*arguments, timeout):
+    """How many trials there were, all of which ended as they must within their 30 s."""
+    done = run("benchmarks/signals.py", *arguments, timeout=timeout)
+    result = last_line("signals", done)
+    assert result["held"], done.stdout + done.stderr
+    return result["figures"]["trials"]["value"]
+
+
+@pytest.mark.timeout(620)
+def test_two_signals_a_subset_lose_nothing():
+    assert signals("--quick", timeout=600) == 6
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(3620)
+def test_ten_signals_a_subset_lose_nothing():
+    assert signals(timeout=3600) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1820)
 def test_faults_of_every_kind_change_no_bit():
-    done = run("benchmarks/chaos.py", "--faults", "16", timeout=1800)
-    assert done.returncode == 0, done.stderr
+    figures = kills("--faults", "16", timeout=1800)
+    assert {f"faults_{kind}" for kind in ("save", "edge", "random", "stop", "term", "disk", "web")} <= figures.keys()
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(620)
 def test_a_stopped_rank_is_named_in_time():
     done = run("benchmarks/hangs.py", "--quick", timeout=600)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Every exploit, for the tests and for ``benchmarks/exploits.py``."""
 
-from tests.security import configs, documents, pictures, remote, shards, weights
+from tests.security import configs, documents, peers, pictures, remote, shards, weights
 
 EXPLOITS = (
     *shards.EXPLOITS,
@@ -9,4 +9,5 @@ EXPLOITS = (
     *configs.EXPLOITS,
     *remote.EXPLOITS,
     *documents.EXPLOITS,
+    *peers.EXPLOITS,
 )

@@ -1,8 +1,9 @@
-"""Captions, keys and names as HTML: in the report, the preview, the gallery and the served page."""
+"""Captions, keys and names as HTML: in the report, the preview, the gallery and the served page; and as the words of an explanation."""
 
 from __future__ import annotations
 
 import io
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jinja2
 import torch
 from PIL import Image
 
+import clipkit.report
 from clipkit.data.contact_sheet import page as contact_sheet
 from clipkit.data.preview import Shown as Previewed
 from clipkit.embedding.find import Hit
@@ -92,7 +94,53 @@ def pages(lab: Lab) -> dict[str, str]:
         "sheet": contact_sheet([previewed], title=TEXTS[0], notes=TEXTS),
         "gallery": gallery([(text, hits) for text in TEXTS], TEXTS[0]),
         "served": served(lab.folder / "embedded"),
+        "report": reported(lab),
     }
+
+
+def reported(lab: Lab) -> str:
+    """The page of a run whose classes, captions, task and folder are hostile, less what the page itself brings."""
+    for number, text in enumerate(TEXTS):
+        for place in (lab.folder / "classes" / TEXTS[1], lab.folder / "captioned"):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * number, 30, 90)).save(place / f"{number}.png")
+        (lab.folder / "captioned" / f"{number}.txt").write_text(f"{text}\n")
+    (lab.folder / "classes" / "square").mkdir()
+    Image.new("RGB", (16, 16)).save(lab.folder / "classes" / "square" / "0.png")
+    tasks = {
+        "classes": {"kind": "zero_shot", "data": str(lab.folder / "classes")},
+        "pairs": {"kind": "retrieval", "data": str(lab.folder / "captioned")},
+    }
+    run, out = lab.folder / "<b onclick=x>", lab.folder / "report.html"
+    lab.passed("fit", lab.config(evaluate={"every": "2 steps", "tasks": tasks}, run=str(run)))
+    lab.passed("report", run, "--out", out)
+    text, brought = out.read_text(), Path(clipkit.report.__path__[0]) / "templates" / "report.js"
+    own = f"<script>{brought.read_text()}</script>"
+    assert text.count(own) == 1, "the script that its policy names by its hash"
+    for piece in (own, '<link rel="icon" href="data:,">'):
+        text = text.replace(piece, "")
+    return re.sub("<svg (?=class=|viewBox=)", "<g ", text)  # its charts
+
+
+def explained(lab: Lab) -> None:
+    """Words become pixels: a PNG of the three chunks that hold them, nothing of the text in its bytes or its name."""
+    picture = lab.folder / "picture.png"
+    Image.new("RGB", (16, 16), (200, 30, 90)).save(picture)
+    for text in (TEXTS[0], TEXTS[1], "\x1b[2J\u202e{{ 7 * 7 }} $\\frac{1}{0}$"):
+        out = lab.folder / "explained.png"
+        lab.passed("explain", lab.world.run, picture, text, "--out", out)
+        assert "\x1b" not in lab.said
+        for path in (out, out.with_suffix(".words.png")):
+            assert chunks(path.read_bytes()) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def chunks(data: bytes) -> set[bytes]:
+    """Kinds of the chunks of a PNG."""
+    found, at = set(), 8
+    while at < len(data):
+        found.add(data[at + 4 : at + 8])
+        at += 12 + int.from_bytes(data[at : at + 4])
+    return found
 
 
 def served(folder: Path) -> str:
@@ -120,6 +168,7 @@ def escaped(lab: Lab) -> None:
         assert not found, (name, found)
         assert "&lt;" in text or "served" in name, name
         lab.harmed(found)
+    explained(lab)
 
 
 EXPLOITS = (Exploit("captions as HTML", unescaped, escaped),)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 import urllib.request
 from pathlib import Path
 
+import rich.console
+import webdataset
+from lightning.pytorch.loggers import CSVLogger
 from webdataset.gopen import gopen_curl
 
 from clipkit.data.fetch import Policy, fetch_small
@@ -136,15 +141,29 @@ def secret_url(web: Web, name: str) -> str:
 
 
 def secrets_plainly(lab: Lab) -> None:
-    """What a trainer keeps that writes down its arguments and its environment, as open_clip's does with its arguments."""
-    import os
+    """Where plain libraries leave an address's password: Lightning's logger in a file, webdataset in its error, rich among the locals."""
+    web = Web()
+    url = secret_url(web, "absent.tar")
+    try:
+        logger = CSVLogger(lab.folder, "plain")
+        logger.log_hyperparams({"train_data": url})
+        logger.save()
+        failed = raises(tarfile.TarError, lambda: iterate_strictly(url))
+    finally:
+        web.close()
+    printed = io.StringIO()
+    try:
+        raise RuntimeError(f"no samples from {len(url)} characters")
+    except RuntimeError:
+        rich.console.Console(file=printed, width=200).print_exception(show_locals=True)
+    lab.harmed(len(told(lab.folder)) == 1 and CANARY in failed and CANARY in printed.getvalue())
+    shutil.rmtree(lab.folder / "plain")
 
-    with environment(**VARIABLES):
-        (lab.folder / "params.txt").write_text(f"train_data: {secret_url(Web(), '0.tar')}\n")
-        (lab.folder / "environment.json").write_text(json.dumps(dict(os.environ)))
-    lab.harmed(len(told(lab.folder)) == 2)
-    (lab.folder / "params.txt").unlink()
-    (lab.folder / "environment.json").unlink()
+
+def iterate_strictly(url: str) -> None:
+    """Read an address by webdataset, which raises what goes wrong."""
+    for _ in webdataset.WebDataset(url, shardshuffle=False):
+        pass
 
 
 def secrets_here(lab: Lab) -> None:
