@@ -1,5 +1,8 @@
 """Programs that torch.export.load takes, at any batch size, and what is not loaded from strangers."""
 
+import json
+import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +11,20 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
+import clipkit
+from clipkit.cli.main import run
 from clipkit.encoder import Encoder
+from clipkit.exporters.formats import make_format
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
 from clipkit.exporters.torch_export import TorchExportFormat
-from clipkit.loading import load_encoder
+from clipkit.loading import load_pair
 from clipkit.towers.open_clip import pair_from_config
 
 from .conftest import CONFIGS, TEXTS, build
+from .test_evaluate import DATA
 from .test_onnx import bilinear, mean
 
 FORMAT = TorchExportFormat()
@@ -45,9 +53,135 @@ def test_other_towers(name: str, photos: list[Image.Image], tmp_path: Path) -> N
     assert export_encoder(build(name), FORMAT, tmp_path / "out", images=photos, texts=TEXTS).held
 
 
-def test_a_program_of_a_stranger_is_not_loaded(folder: Path) -> None:
-    with pytest.raises(ValueError, match="can run any code of whoever wrote it"):
-        load_encoder(folder)
+def test_a_program_is_loaded_with_consent_alone(folder: Path, vit: Encoder, photos: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="can run any code of whoever wrote it; if you trust them, .* --trust-code"):
+        clipkit.load(folder)
+    encoder = clipkit.load(folder, trust_code=True)
+    images = [*photos, Image.new("L", (37, 20), 90)]
+    torch.testing.assert_close(encoder.encode_image(images), vit.encode_image(images), atol=1e-5, rtol=0)
+    torch.testing.assert_close(encoder.encode_text(["", *TEXTS]), vit.encode_text(["", *TEXTS]), atol=1e-5, rtol=0)
+    assert encoder.logit_scale == pytest.approx(vit.logit_scale)
+    with pytest.raises(ValueError, match="holds torch.export programs and no weights; export onnx from the run itself"):
+        make_format("onnx").refuse(encoder)
+    with pytest.raises(ValueError, match="and no weights to start from"):
+        load_pair(str(folder), None)
+
+
+def test_the_command_line_measures_the_programs(folder: Path, vit: Encoder, tmp_path: Path) -> None:
+    asked = ["evaluate", str(folder), "--data", DATA, "--out", str(tmp_path / "found.json")]
+    assert run(asked) == 2
+    assert run([*asked, "--trust-code"]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    want = clipkit.evaluate(vit, data=DATA)
+    assert found["metrics"]["acc5"] == pytest.approx(want["acc5"], abs=1e-3)
+    assert found["model"] == str(folder)
+
+
+def test_embed_and_search_take_them_too(
+    folder: Path, photos: list[Image.Image], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number, photo in enumerate(photos):
+        photo.save(tmp_path / "pictures" / f"{number}.png")
+    rows = str(tmp_path / "rows")
+    asked = ["embed", str(folder), str(tmp_path / "pictures"), "--out", rows]
+    assert run(asked) == 2
+    assert run([*asked, "--trust-code"]) == 0
+    for more in (
+        [],
+        ["--trust-code"],
+        ["--model", str(folder)],
+    ):  # a manifest names the programs, and cannot vouch for them
+        capsys.readouterr()
+        assert run(["search", rows, "a yellow flower", *more]) == 2
+        assert "--trust-code" in capsys.readouterr().err
+    assert run(["search", rows, "a yellow flower", "--model", str(folder), "--trust-code"]) == 0
+    assert "a yellow flower" in capsys.readouterr().out
+
+
+def archive(folder: Path, place: Path, changes: dict[str, Any]) -> Path:
+    """The folder with another ``textual.pt2``: members set to bytes, or ``model.json`` changed by a function."""
+    out = place / "changed"
+    shutil.copytree(folder, out)
+    reader = PT2ArchiveReader(str(folder / "textual.pt2"))
+    members = {name: reader.read_bytes(name) for name in reader.get_file_names() if not name.startswith(".data")}
+    members.pop("byteorder")
+    for name, change in changes.items():
+        if callable(change):
+            stored = json.loads(members[name])
+            change(stored)
+            members[name] = json.dumps(stored).encode()
+        else:
+            members[name] = change
+    (out / "textual.pt2").unlink()
+    with PT2ArchiveWriter(str(out / "textual.pt2")) as writer:
+        for name, data in members.items():
+            writer.write_bytes(name, data)
+    return out
+
+
+def node(key: str, value: Any) -> Callable[[Any], None]:
+    return lambda program: program["graph_module"]["graph"]["nodes"][0].__setitem__(key, value)
+
+
+def signature(program: Any) -> None:
+    tree = {"type": "collections.defaultdict", "context": "null", "children_spec": []}
+    program["graph_module"]["module_call_graph"][0]["signature"]["in_spec"] = json.dumps([1, tree])
+
+
+def size(text: str) -> Callable[[Any], None]:
+    return lambda program: program["graph_module"]["graph"]["tensor_values"]["x"]["sizes"].__setitem__(
+        0, {"as_expr": {"expr_str": text, "hint": None}}
+    )
+
+
+MODEL, EXAMPLES, CONSTANTS = (
+    "models/model.json",
+    "data/sample_inputs/model.pt",
+    "data/constants/model_constants_config.json",
+)
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another member": ({"data/constants/opaque_obj_0": b"x"}, "it holds 'data/constants/opaque_obj_0'"),
+    "machine code": ({"data/aotinductor/model/x.so": b"x"}, "only torch._inductor.aoti_load_package loads"),
+    "examples": ({EXAMPLES: b"x"}, "example inputs, which are a pickle"),
+    "pickles": ({CONSTANTS: lambda x: next(iter(x["config"].values())).update(use_pickle=True)}, "is a pickle"),
+    "another place": (
+        {CONSTANTS: lambda x: next(iter(x["config"].values())).update(path_name="opaque_obj_0")},
+        "lies in",
+    ),
+    "guards": ({MODEL: lambda x: x["guards_code"].append("print(1)")}, "guards, which are Python code"),
+    "a path into torch": ({MODEL: node("target", "torch.os.system")}, "'torch.os.system' is not an operator"),
+    "a part of an operator": ({MODEL: node("target", "torch.ops.aten.add.__class__")}, "is not an operator"),
+    "a file's operator": ({MODEL: node("target", "torch.ops.aten.from_file.default")}, "is not an operator"),
+    "operator.methodcaller": ({MODEL: node("target", "_operator.methodcaller")}, "is not an operator"),
+    "a registered handler": ({MODEL: node("target", "#x:y")}, "is not an operator"),
+    "a name with code": ({MODEL: node("name", "x = print(1)")}, "is not a name"),
+    "a key with code": ({MODEL: node("x();", 1)}, "is not a name"),
+    "an expression": ({MODEL: size("__import__('os').system('true')")}, "is not an expression of sizes"),
+    "a long power": ({MODEL: size("9**9**9**9")}, "is not an expression of sizes"),
+    "a class of a tree": ({MODEL: signature}, "is not a nesting"),
+    "no JSON": ({MODEL: b"{"}, "no program of an encoder alone"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_with_consent_a_program_is_still_held_to_what_an_encoder_needs(name: str, folder: Path, tmp_path: Path) -> None:
+    changes, said = REFUSED[name]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        clipkit.load(archive(folder, tmp_path, changes), trust_code=True)
+
+
+def test_what_is_no_archive_is_said_to_be_none(folder: Path, tmp_path: Path) -> None:
+    assert clipkit.load(archive(folder, tmp_path, {}), trust_code=True)  # the changes above are what is refused
+    out = tmp_path / "changed"
+    whole = (out / "textual.pt2").read_bytes()
+    for data in (b"", b"PK", whole[: len(whole) // 2]):
+        (out / "textual.pt2").write_bytes(data)
+        with pytest.raises(ValueError, match="is no archive that torch.export wrote"):
+            clipkit.load(out, trust_code=True)
+    (out / "textual.pt2").unlink()
+    with pytest.raises(ValueError, match=r"has no textual\.pt2"):
+        clipkit.load(out, trust_code=True)
 
 
 def rewritten(vit: Encoder, folder: Path, change: Callable[[Encoder], None], **config: Any) -> None:
