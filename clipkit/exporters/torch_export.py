@@ -96,4 +96,5 @@ def trace(embedder: Embedder, example: Tensor) -> ExportedProgram:
 def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
     program = trace(embedder, example)
     program.example_inputs = None  # stored as a pickle
-    torch.export.save(program, path)
+    with quiet_tracing():  # weights in channels-last order are stored whole, though torch warns of them
+        torch.export.save(program, path)

@@ -1,10 +1,11 @@
 """Every exploit, for the tests and for ``benchmarks/exploits.py``."""
 
-from tests.security import configs, documents, pictures, remote, shards, weights
+from tests.security import configs, documents, pictures, programs, remote, shards, weights
 
 EXPLOITS = (
     *shards.EXPLOITS,
     *weights.EXPLOITS,
+    *programs.EXPLOITS,
     *pictures.EXPLOITS,
     *configs.EXPLOITS,
     *remote.EXPLOITS,
