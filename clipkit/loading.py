@@ -91,7 +91,7 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
     if is_program_folder(path):
         raise ValueError(f"{_programs(path)}, and no weights to start from; name the run or another export of it")
     if (path / CONFIG_FILE).is_file():
-        return build_pair(str(path)), str(path), []
+        return _from_export(path)
     if (path / MANIFEST).is_file() or (path / INFO).is_file():
         return _from_checkpoint(path), path.name, []
     if (path / "checkpoints").is_dir():
@@ -104,6 +104,14 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
     raise ValueError(
         f"{path} is no model: it holds neither checkpoints/ (a run), {MANIFEST} (a checkpoint) nor {CONFIG_FILE} (an exported folder)"
     )
+
+
+def _from_export(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
+    if any(path.glob("openvino_*.xml")):
+        raise ValueError(f"{path} holds OpenVINO files, which run in OpenVINO; name the run or another export of it")
+    if any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
+        return build_pair(str(path)), str(path), []
+    return build_pair(str(path)), None, [f"{path} holds a configuration and no file of weights: they are random"]
 
 
 def _from_checkpoint(folder: Path) -> OpenClipPair:

@@ -26,17 +26,25 @@ def read_program(path: Path) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: If the archive holds more than an encoder needs, or torch cannot read it.
     """
-    archive = checked_archive(path)
+    archive, causes = checked_archive(path), list[object]()
     log = logging.getLogger("torch.export")
-    before, log.disabled = log.disabled, True  # a traceback for each error, which is said in one line below
+
+    def keep(record: logging.LogRecord) -> bool:
+        """Torch logs what went wrong with a traceback, and raises that something did."""
+        causes.append(record.exc_info[1] if record.exc_info else record.getMessage())
+        return False
+
+    log.addFilter(keep)
     try:
-        module: Any = torch.export.load(archive).module(
+        program = torch.export.load(archive)
+        module: Any = program.module(
             check_guards=False
-        )  # which are code; the shapes are checked all the same
+        )  # guards are code; the shapes of inputs are checked all the same
     except Exception as error:  # torch.export raises its own classes and those of everything beneath
-        raise ValueError(f"torch.export cannot load {path}: {(str(error) or repr(error)).splitlines()[0]}") from error
+        said = str(causes[0] if causes else error) or repr(error)
+        raise ValueError(f"torch.export cannot load {path}: {said.splitlines()[0][:300]}") from error
     finally:
-        log.disabled = before
+        log.removeFilter(keep)
     return module  # type: ignore[no-any-return]
 
 

@@ -164,6 +164,10 @@ def test_what_is_no_archive_is_said_to_be_none(folder: Path, tmp_path: Path) -> 
         with pytest.raises(ValueError, match="is no archive that torch.export wrote"):
             clipkit.load(out, trust_code=True)
     (out / "textual.pt2").unlink()
+    rewrite(folder / "textual.pt2", out / "textual.pt2", {"data/weights/weight_0": b"\0" * 8})
+    with pytest.raises(ValueError, match=r"torch\.export cannot load .*textual\.pt2: setStorage"):
+        clipkit.load(out, trust_code=True)
+    (out / "textual.pt2").unlink()
     with pytest.raises(ValueError, match=r"has no textual\.pt2"):
         clipkit.load(out, trust_code=True)
 
