@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -76,13 +76,13 @@ class Beside:
     def pair(self, image: GraphModel, text: GraphModel, tower: type[ImageTower] = ImageTower) -> OpenClipPair:
         """Both graphs with their tokenizer, preprocessing and temperature."""
         tokenize, _ = build_tokenizer(str(self.folder))
-        bias = self.config.get("init_logit_bias")
+        scale, bias = (self.config.get(f"init_logit_{name}") for name in ("scale", "bias"))
         return OpenClipPair(
             tower(image, tuple(self.preprocess["mean"]), tuple(self.preprocess["std"])),
             TextTower(text),
             tokenize,
             self.preprocess,
             self.config,
-            float(self.config.get("init_logit_scale", np.log(1 / 0.07))),
+            math.log(1 / 0.07) if scale is None else float(scale),
             None if bias is None else float(bias),
         )

@@ -70,7 +70,7 @@ def checked_archive(path: Path) -> io.BytesIO:
     except (AssertionError, RuntimeError, OSError) as error:  # as the reader says that it is no archive
         raise ValueError(f"{path} is no archive that torch.export wrote: {str(error).splitlines()[0]}") from error
     found = io.BytesIO()
-    with PT2ArchiveWriter(found) as writer:  # type: ignore[arg-type]
+    with PT2ArchiveWriter(found) as writer:
         for name, data in members.items():
             writer.write_bytes(name, data)
     found.seek(0)
