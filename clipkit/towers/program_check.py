@@ -24,7 +24,7 @@ PROGRAM, EXAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 _TENSORS = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
 _PLACES = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _FRAME = {"archive_format", "archive_version", "byteorder", ".data/version", ".data/serialization_id"}
-_NAME = re.compile(r"[\w.]*", re.ASCII)
+_NAME = re.compile(r"(?:[\w.]|(?<=\.)-(?=\d))*", re.ASCII)  # open_clip's ResNets have modules called -1
 _SYMBOL = re.compile(r"[su]\d+")
 _STACK = re.compile(r"[^'\"\\\x00-\x1f]*")  # paths of modules, which no one runs
 _ARITHMETIC = {"add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "eq", "ne", "lt", "le", "gt", "ge", "getitem"}

@@ -13,14 +13,17 @@ import torch
 from PIL import Image
 
 import clipkit
+from benchmarks.export_models import build as build_small
 from clipkit.cli.main import run
 from clipkit.encoder import Encoder
+from clipkit.exporters.embedders import example_image, image_embedder
 from clipkit.exporters.formats import make_format
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
-from clipkit.exporters.torch_export import TorchExportFormat
+from clipkit.exporters.torch_export import TorchExportFormat, trace
 from clipkit.loading import load_pair
 from clipkit.towers.open_clip import pair_from_config
+from clipkit.towers.program import read_program
 from tests.archives import CONSTANTS, EXAMPLES, MODEL, resized, rewrite
 
 from .conftest import CONFIGS, TEXTS, build
@@ -50,6 +53,15 @@ def test_files(folder: Path, vit: Encoder, photos: list[Image.Image]) -> None:
 @pytest.mark.parametrize("name", ["convnext", "siglip"])
 def test_other_towers(name: str, photos: list[Image.Image], tmp_path: Path) -> None:
     assert export_encoder(build(name), FORMAT, tmp_path / "out", images=photos, texts=TEXTS).held
+
+
+def test_a_resnet_of_open_clip_is_no_stranger(tmp_path: Path) -> None:
+    encoder = build_small("rn50", tmp_path)  # its modules have names such as downsample.-1
+    program = trace(image_embedder(encoder), example_image(encoder, 2))
+    program.example_inputs = None
+    torch.export.save(program, tmp_path / "visual.pt2")
+    x = torch.rand(3, 3, 64, 64)
+    torch.testing.assert_close(read_program(tmp_path / "visual.pt2")(x), encoder.image(x).pooled, atol=1e-5, rtol=0)
 
 
 def test_a_program_is_loaded_with_consent_alone(folder: Path, vit: Encoder, photos: list[Image.Image]) -> None:
