@@ -16,7 +16,7 @@ import clipkit
 from benchmarks.export_models import build as build_small
 from clipkit.cli.main import run
 from clipkit.encoder import Encoder
-from clipkit.exporters.embedders import example_image, image_embedder
+from clipkit.exporters.embedders import example_image, image_embedder, quiet_tracing
 from clipkit.exporters.formats import make_format
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
@@ -59,7 +59,8 @@ def test_a_resnet_of_open_clip_is_no_stranger(tmp_path: Path) -> None:
     encoder = build_small("rn50", tmp_path)  # its modules have names such as downsample.-1
     program = trace(image_embedder(encoder), example_image(encoder, 2))
     program.example_inputs = None
-    torch.export.save(program, tmp_path / "visual.pt2")
+    with quiet_tracing():
+        torch.export.save(program, tmp_path / "visual.pt2")
     x = torch.rand(3, 3, 64, 64)
     torch.testing.assert_close(read_program(tmp_path / "visual.pt2")(x), encoder.image(x).pooled, atol=1e-5, rtol=0)
 
