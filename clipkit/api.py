@@ -21,21 +21,23 @@ if TYPE_CHECKING:
     from clipkit.run_folder import Outcome
 
 
-def load(model: str | Path, *, device: str = "cpu") -> Encoder:
+def load(model: str | Path, *, device: str = "cpu", trust_code: bool = False) -> Encoder:
     """Load an encoder.
 
     Args:
         model: A run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a JSON configuration, an
             open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
         device: Where to put the towers.
+        trust_code: Whether you trust whoever wrote an exported folder of torch.export programs (``.pt2``) to run code here; they are
+            refused without, and held to what an encoder needs with it.
 
     Raises:
-        ValueError: If nothing of that name can be loaded.
+        ValueError: If nothing of that name can be loaded, or it holds programs that nobody said to trust.
     """
     from clipkit.callbacks.say import say
     from clipkit.loading import load_encoder
 
-    encoder, notes = load_encoder(model)
+    encoder, notes = load_encoder(model, trust_code=trust_code)
     for note in notes:
         say(note)
     return encoder.to(device)

@@ -15,30 +15,40 @@ from clipkit.towers.model_files import CONFIG_FILE, read_config_file
 from clipkit.towers.onnx import is_onnx_folder, onnx_pair
 from clipkit.towers.open_clip import OpenClipPair, build_pair, pair_from_config, pair_of_run
 from clipkit.towers.open_clip_run import trained_model
+from clipkit.towers.program import is_program_folder, program_pair
 
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
 
 
-def load_encoder(model: str | Path, *, average: bool = False) -> tuple[Encoder, list[str]]:
+def load_encoder(model: str | Path, *, average: bool = False, trust_code: bool = False) -> tuple[Encoder, list[str]]:
     """Load an encoder.
 
     Args:
         model: What DESIGN calls MODEL: a run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a
             JSON configuration, an open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
         average: Whether to take the moving average of the weights where the run keeps one (``optim.ema``).
+        trust_code: Whether the user trusts whoever wrote a folder of torch.export programs, which may run code.
 
     Returns:
         The encoder, and what the user must hear about how it was found.
 
     Raises:
-        ValueError: If nothing of that name can be loaded; the message says what was looked for.
+        ValueError: If nothing of that name can be loaded; the message says what was looked for. If it holds programs, and nobody said
+            that they are trusted.
     """
     parts = {"name": str(model), "pretrained": None} if Path(model).exists() else split_model(str(model))
     name, pretrained = str(parts["name"]), parts["pretrained"]
     if is_onnx_folder(Path(name)):
         encoder = Encoder.from_pair(onnx_pair(Path(name)), model=str(model), pretrained=name)
         return encoder, [f"{name} runs in onnxruntime on the CPU; it has no weights to train or to export"]
+    if is_program_folder(Path(name)):
+        if not trust_code:
+            raise ValueError(f"{_programs(Path(name))}; {_CONSENT}")
+        encoder = Encoder.from_pair(program_pair(Path(name)), model=str(model), pretrained=name)
+        return encoder, [
+            f"{name} holds torch.export programs, trusted by you; they run on the CPU and have no weights to train or to export"
+        ]
     pair, source, notes = load_pair(name, pretrained)
     averaged = _averaged(pair, _checkpoint_of(Path(name), source)) if average else None
     if averaged is not None:
@@ -63,18 +73,25 @@ def load_pair(name: str, pretrained: str | None) -> tuple[OpenClipPair, str | No
     return pair, None, [f"{name} has random weights; name a tag (NAME:TAG) for trained ones"]
 
 
+_CONSENT = (
+    "if you trust them, evaluate, embed and search take it with --trust-code, clipkit.load with trust_code=True; else name the run or "
+    "another export of it"
+)
+
+
+def _programs(path: Path) -> str:
+    return f"{path} holds torch.export programs, and a .pt2 file can run any code of whoever wrote it"
+
+
 def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
     if is_onnx_folder(path):
         raise ValueError(
             f"{path} holds ONNX files, which have no weights to start from; name the run or another export of it"
         )
-    if any(path.glob("*.pt2")):
-        raise ValueError(
-            f"{path} holds torch.export programs, and a .pt2 file can run any code of whoever wrote it (torch.export.load unpickles and "
-            "evaluates expressions); load one of your own by torch.export.load, or name the run or another export of it"
-        )
+    if is_program_folder(path):
+        raise ValueError(f"{_programs(path)}, and no weights to start from; name the run or another export of it")
     if (path / CONFIG_FILE).is_file():
-        return build_pair(str(path)), str(path), []
+        return _from_export(path)
     if (path / MANIFEST).is_file() or (path / INFO).is_file():
         return _from_checkpoint(path), path.name, []
     if (path / "checkpoints").is_dir():
@@ -87,6 +104,14 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
     raise ValueError(
         f"{path} is no model: it holds neither checkpoints/ (a run), {MANIFEST} (a checkpoint) nor {CONFIG_FILE} (an exported folder)"
     )
+
+
+def _from_export(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
+    if any(path.glob("openvino_*.xml")):
+        raise ValueError(f"{path} holds OpenVINO files, which run in OpenVINO; name the run or another export of it")
+    if any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
+        return build_pair(str(path)), str(path), []
+    return build_pair(str(path)), None, [f"{path} holds a configuration and no file of weights: they are random"]
 
 
 def _from_checkpoint(folder: Path) -> OpenClipPair:

@@ -11,19 +11,34 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clipkit import api, distributed
+from clipkit.encoder import Encoder
 
 
-def embed_all(model: str, data: str, *, out: Path, **how: Any) -> None:
+def embed_all(model: str, data: str, *, out: Path, trust_code: bool, **how: Any) -> None:
     """Embed with a bar of parts, then say what lies where."""
+    encoder = api.load(model, trust_code=trust_code)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
         task = bar.add_task("parts", total=None)
         made = api.embed(
-            model, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
+            encoder, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
         )
     if distributed.rank() == 0:
         words = f"{made['images']:,} pictures and {made['captions']:,} captions"
         print(f"{words}, {made['dim']} values of {made['dtype']} each, in {made['parts']} part(s) of {out}")
+
+
+def trusted(model: str | None, *, trust_code: bool) -> str | Encoder | None:
+    """The model of a search, loaded where consent goes with it: to what the user named, never to what a manifest names.
+
+    Raises:
+        ValueError: If consent is given to no model.
+    """
+    if not trust_code:
+        return model
+    if model is None:
+        raise ValueError("--trust-code says that you trust a model: name it with --model; a manifest cannot")
+    return api.load(model, trust_code=True)
 
 
 def search(folder: Path, queries: Sequence[str], *, image: Path | None, html: Path | None, **how: Any) -> None:

@@ -37,6 +37,7 @@ class Asked:
     out: Path | None
     device: str
     setting: Setting
+    trust_code: bool = False
 
 
 def evaluate_all(asked: Asked) -> None:
@@ -53,7 +54,7 @@ def evaluate_all(asked: Asked) -> None:
     if asked.out is not None:
         check_out(asked.out, len(questions))
     torch.manual_seed(asked.setting.seed)  # random weights, where there are no others, are the same on every rank
-    encoder = api.load(asked.model, device=device)
+    encoder = api.load(asked.model, device=device, trust_code=asked.trust_code)
     folder = asked.out if asked.out is not None and asked.out.suffix not in FILES else None
     with Watch(sum(question.samples for question in questions)) as watch:
         results = evaluate_sets(encoder, questions, asked.setting, out=folder, say=watch.say, on_images=watch.on_images)

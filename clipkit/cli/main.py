@@ -22,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="CLIP-style contrastive pretraining: fit, evaluate, export, embed, search.",
 )
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
+]
 _arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")
 app.add_typer(data_verbs.app, name="data")
@@ -96,6 +99,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes of this machine that share each set.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    trust_code: TrustCode = False,
 ) -> None:
     """Score any model on data of your own or on a benchmark."""
     from clipkit import distributed
@@ -114,7 +118,7 @@ def evaluate(
 
     kept = default_cache() / "features"
     setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
-    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting))
+    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting, trust_code))
 
 
 @app.command()
@@ -165,12 +169,13 @@ def embed(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
     thumbnail: Annotated[int, typer.Option(min=0, help="Longer side of the thumbnails in pixels, 0 without.")] = 96,
     force: Annotated[bool, typer.Option("--force", help="Replace embeddings of something else.")] = False,
+    trust_code: TrustCode = False,
 ) -> None:
     """Write unit-norm embeddings of pictures and captions as .npy and parquet."""
     from clipkit.cli.embed import embed_all
 
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail, "force": force}
-    embed_all(model, data, out=out, **how)
+    embed_all(model, data, out=out, trust_code=trust_code, **how)
 
 
 @app.command()
@@ -189,8 +194,12 @@ def search(
         str, typer.Option(help="Where to serve; other machines reach only what is not loopback.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on.")] = 8008,
+    trust_code: TrustCode = False,
 ) -> None:
     """Find pictures by words, or pictures and texts by a picture."""
+    from clipkit.cli import embed as verbs
+
+    chosen = verbs.trusted(model, trust_code=trust_code)
     if serve:
         from clipkit import api
 
@@ -200,11 +209,9 @@ def search(
             from clipkit.config.names import DISTRIBUTION
 
             raise ValueError(f"--serve needs fastapi and uvicorn: pip install '{DISTRIBUTION}[serve]'") from error
-        answer(api.finder(folder, model=model, index=index, workers=workers), host=host, port=port)
+        answer(api.finder(folder, model=chosen, index=index, workers=workers), host=host, port=port)
         return
-    from clipkit.cli import embed as verbs
-
-    how = {"model": model, "k": k, "of": of, "index": index, "workers": workers}
+    how = {"model": chosen, "k": k, "of": of, "index": index, "workers": workers}
     verbs.search(folder, queries or [], image=image, html=html, **how)
 
 

@@ -24,7 +24,8 @@ from clipkit.encoder import Encoder
 from clipkit.exporters import embedders
 from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
 from clipkit.exporters.candidate import Candidate
-from clipkit.exporters.torch_export import IMAGE_FILE, TEXT_FILE, trace
+from clipkit.exporters.torch_export import trace
+from clipkit.towers.program import IMAGE_FILE, TEXT_FILE
 
 _RECEIVER = """import sys, torch
 from safetensors.torch import load_file, save_file

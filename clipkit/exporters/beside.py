@@ -14,8 +14,8 @@ from torch import Tensor
 from clipkit.config.json_text import parse_json
 from clipkit.encoder import Encoder
 from clipkit.exporters.open_clip import save_tokenizer
+from clipkit.towers.graph_files import graph_of
 from clipkit.towers.model_files import CONFIG_FILE
-from clipkit.towers.onnx import OnnxModel
 
 USAGE = """from open_clip.transform import PreprocessCfg, image_transform_v2
 stored = json.load(open("FOLDER/open_clip_config.json"))
@@ -47,8 +47,8 @@ def refuse(encoder: Encoder, name: str) -> None:
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    if any(isinstance(model, OnnxModel) for tower in (encoder.image, encoder.text) for model in tower.modules()):
-        raise ValueError(f"{encoder.info.model} holds ONNX files and no weights; export {name} from the run itself")
+    if (graph := graph_of(encoder.image) or graph_of(encoder.text)) is not None:
+        raise ValueError(f"{encoder.info.model} holds {graph.kind}s and no weights; export {name} from the run itself")
     if not isinstance(encoder.tokenize, HFTokenizer | SimpleTokenizer):
         kinds = "open_clip's SimpleTokenizer or HFTokenizer"
         raise ValueError(f"the tokenizer {type(encoder.tokenize).__name__} cannot be saved offline; {kinds} can")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.encoder import Encoder
-from clipkit.towers.onnx import OnnxModel
+from clipkit.towers.graph_files import graph_of
 
 _NO_MATTER = (
     "init_logit_scale",
@@ -136,8 +136,8 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
 def _require_alike(first: Encoder, other: Encoder) -> None:
     pair = f"{first.info.model} and {other.info.model}"
     for encoder in (first, other):
-        if any(isinstance(module, OnnxModel) for module in encoder.image.modules()):
-            raise ValueError(f"{encoder.info.model} holds ONNX files and no weights to merge; name the run itself")
+        if (graph := graph_of(encoder.image)) is not None:
+            raise ValueError(f"{encoder.info.model} holds {graph.kind}s and no weights to merge; name the run itself")
     for what, a, b in (
         ("architecture", _architecture(first.info.config), _architecture(other.info.config)),
         ("preprocessing", _plain(first.info.preprocess), _plain(other.info.preprocess)),

@@ -121,9 +121,9 @@ class Provenance:
 
 
 def _has_weights(encoder: Encoder) -> bool:
-    from clipkit.towers.onnx import OnnxModel
+    from clipkit.towers.graph_files import graph_of
 
-    return not any(isinstance(model, OnnxModel) for model in encoder.image.modules())
+    return graph_of(encoder.image) is None
 
 
 def _figure(data: Any, name: Any, value: Any, interval: Any, where: Any) -> Figure:

@@ -1,7 +1,7 @@
 """torch.export: the image and the text encoder as two programs, for torch without clipkit or open_clip's model code.
 
 A ``.pt2`` file must come from someone you trust: ``torch.export.load`` unpickles parts of it and evaluates expressions out of
-it. ``clipkit.load`` takes none for that reason.
+it. ``clipkit.load`` takes one only with ``trust_code=True``.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from clipkit.exporters.embedders import (
     quiet_tracing,
     text_embedder,
 )
-
-IMAGE_FILE, TEXT_FILE = "visual.pt2", "textual.pt2"
+from clipkit.towers.program import IMAGE_FILE, TEXT_FILE, read_program
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,14 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
         _save(text_embedder(encoder), example_text(encoder, 2, torch.int64), folder / TEXT_FILE)
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
-        """Through ``torch.export.load``, on the CPU, with open_clip's preprocessing and tokenizer."""
-        image, text = (torch.export.load(folder / name).module() for name in (IMAGE_FILE, TEXT_FILE))
+        """Through ``torch.export.load``, on the CPU, held to what ``clipkit.load`` takes; with open_clip's preprocessing and tokenizer."""
+        image, text = (read_program(folder / name) for name in (IMAGE_FILE, TEXT_FILE))
         beside = read_beside(folder)
-
-        def encode_image(x: Tensor) -> Tensor:
-            found: Tensor = image(x)
-            return found
-
-        def encode_text(x: Tensor) -> Tensor:
-            found: Tensor = text(x)
-            return found
-
         return Candidate(
-            image=encode_image,
-            text=encode_text,
-            raw_image=lambda images: encode_image(torch.stack([beside.preprocess(x) for x in images])),
-            raw_text=lambda texts: encode_text(beside.tokenize(list(texts))),
+            image=image,
+            text=text,
+            raw_image=lambda images: image(torch.stack([beside.preprocess(x) for x in images])),
+            raw_text=lambda texts: text(beside.tokenize(list(texts))),
             temperature=beside.temperature,
             versions={"open_clip_torch": version("open_clip_torch")},
             said=(
@@ -106,4 +96,5 @@ def trace(embedder: Embedder, example: Tensor) -> ExportedProgram:
 def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
     program = trace(embedder, example)
     program.example_inputs = None  # stored as a pickle
-    torch.export.save(program, path)
+    with quiet_tracing():  # weights in channels-last order are stored whole, though torch warns of them
+        torch.export.save(program, path)

@@ -275,7 +275,7 @@ def fast_tokenizer(encoder: Encoder) -> Any:
     from tokenizers import normalizers
 
     tokenize: Any = encoder.tokenize
-    length = encoder.text.model.context_length
+    length = int(tokenize.context_length)  # a Hugging Face text tower knows none
     if not hasattr(tokenize, "bpe_ranks"):  # which open_clip's SimpleTokenizer has
         held = copy.deepcopy(tokenize.tokenizer)
         held.model_max_length = length

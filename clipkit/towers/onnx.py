@@ -1,23 +1,22 @@
-"""Towers that are ONNX files: they embed in onnxruntime, on the CPU, and hold no weights that could be trained.
+"""Towers that are ONNX files, in onnxruntime on the CPU.
 
 A stranger's file is data to onnxruntime: it runs the operators that it knows, and no code, pickle or library out of the file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.config.names import DISTRIBUTION
 from clipkit.towers.base import Features, unit
-from clipkit.towers.model_files import CONFIG_FILE, read_config_file
-from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, build_tokenizer
+from clipkit.towers.graph_files import Beside, GraphModel
+from clipkit.towers.open_clip import ImageTower, OpenClipPair
 
 IMAGE_FILE, TEXT_FILE = "visual.onnx", "textual.onnx"
 _NUMBERS = {
@@ -28,7 +27,7 @@ _NUMBERS = {
 }
 
 
-class OnnxModel(nn.Module):
+class OnnxModel(GraphModel):
     """One encoder of an exported folder: its input (B, ...) to embeddings (B, D).
 
     Args:
@@ -39,7 +38,7 @@ class OnnxModel(nn.Module):
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
+        super().__init__(path, "ONNX file")
         if importlib.util.find_spec("onnxruntime") is None:
             raise ValueError(f"{path} needs onnxruntime: pip install '{DISTRIBUTION}[onnx]'")
         import onnxruntime
@@ -59,10 +58,6 @@ class OnnxModel(nn.Module):
         self.shape = tuple(inputs[0].shape)  # a name where a size is free
         self.number = _NUMBERS[inputs[0].type]
         self.facts: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        self.place = str(path)
-        # says which device and type the tower has, as the weights of another tower do
-        self.anchor = nn.Parameter(torch.empty(0), requires_grad=False)
-        self.register_buffer("file", _digest(path))  # tells one file's cached features and figures from another's
 
     @property
     def batch(self) -> int | None:
@@ -90,16 +85,6 @@ class OnnxModel(nn.Module):
         return found
 
 
-def _digest(path: Path) -> Tensor:
-    """SHA-256 of a file and of the weights beside it, uint8 (32)."""
-    found = hashlib.sha256()
-    for part in (path, path.with_name(f"{path.name}.data")):
-        if part.is_file():
-            with part.open("rb") as stream:
-                found.update(hashlib.file_digest(stream, "sha256").digest())
-    return torch.tensor(list(found.digest()), dtype=torch.uint8)
-
-
 class OnnxImageTower(ImageTower):
     """An image tower of a file that takes either normalised floats or uint8 pixels."""
 
@@ -123,25 +108,5 @@ def onnx_pair(folder: Path) -> OpenClipPair:
     Raises:
         ValueError: If a file is missing, or is not what its name says.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise ValueError(
-            f"{folder} has no {CONFIG_FILE} beside its ONNX files: tokenizer and preprocessing are not known"
-        )
-    stored = read_config_file(folder / CONFIG_FILE)
-    config, preprocess = stored["model_cfg"], stored.get("preprocess_cfg") or {}
-    missing = {"size", "mean", "std", "interpolation", "resize_mode"} - set(preprocess)
-    if missing:
-        said = ", ".join(sorted(missing))
-        raise ValueError(f"{folder / CONFIG_FILE}: preprocess_cfg lacks {said}; it cannot be guessed from ONNX files")
-    image, text = OnnxModel(folder / IMAGE_FILE), OnnxModel(folder / TEXT_FILE)
-    tokenize, _ = build_tokenizer(str(folder))
-    bias = config.get("init_logit_bias")
-    return OpenClipPair(
-        OnnxImageTower(image, tuple(preprocess["mean"]), tuple(preprocess["std"])),
-        TextTower(text),
-        tokenize,
-        preprocess,
-        config,
-        float(config.get("init_logit_scale", np.log(1 / 0.07))),
-        None if bias is None else float(bias),
-    )
+    beside = Beside.of(folder, "ONNX file")
+    return beside.pair(OnnxModel(folder / IMAGE_FILE), OnnxModel(folder / TEXT_FILE), OnnxImageTower)

@@ -7,6 +7,7 @@ import pytest
 import clipkit
 from clipkit.encoder import Encoder
 from clipkit.exporters.formats import make_format
+from clipkit.loading import load_encoder
 
 DATA = "embedded:style_transfer"
 
@@ -17,3 +18,16 @@ def test_an_artefact_scores_as_its_encoder(kind: str, vit: Encoder, tmp_path: Pa
     found, want = clipkit.evaluate(str(tmp_path), data=DATA), clipkit.evaluate(vit, data=DATA)
     assert found["acc1"] == pytest.approx(want["acc1"], abs=1e-3)
     assert found["acc5"] == pytest.approx(want["acc5"], abs=1e-3)
+
+
+def test_a_folder_without_weights_does_not_pass_for_a_trained_one(vit: Encoder, tmp_path: Path) -> None:
+    make_format("open_clip").write(vit, tmp_path)
+    assert load_encoder(tmp_path)[0].info.pretrained == str(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        path.unlink()
+    encoder, notes = load_encoder(tmp_path)
+    assert encoder.info.pretrained is None
+    assert "no file of weights: they are random" in notes[0]
+    (tmp_path / "openvino_model_vision.xml").touch()
+    with pytest.raises(ValueError, match="OpenVINO files, which run in OpenVINO"):
+        load_encoder(tmp_path)

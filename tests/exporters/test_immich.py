@@ -43,10 +43,16 @@ def test_the_tree(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> No
         assert (own.name, own.shape, own.type, made.name) == (given, shape, kind, "embedding")
 
 
-def test_siglip_with_its_tokenizer(photos: list[Image.Image], tmp_path: Path) -> None:
-    folder = tmp_path / "source"
+@pytest.mark.parametrize(("name", "length"), [("siglip", 64), ("roberta", 32)])
+def test_hugging_face_tokenizers_and_text_towers(
+    name: str, length: int, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "source", tmp_path / "out"
     folder.mkdir()
-    assert export_encoder(build_small("siglip", folder), FORMAT, tmp_path / "out", images=photos, texts=TEXTS).held
+    encoder = build_small(name, folder)
+    assert export_encoder(encoder, FORMAT, out, images=photos, texts=TEXTS).held
+    assert json.loads((out / "config.json").read_text())["text_cfg"]["context_length"] == length
+    assert onnxruntime.InferenceSession(str(out / "textual" / "model.onnx")).get_inputs()[0].shape == [1, length]
 
 
 def test_a_resize_that_immich_has_not_is_refused(vit: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

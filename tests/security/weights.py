@@ -20,6 +20,7 @@ from clipkit.checkpoint import INFO, MANIFEST, STATE
 from tests.conftest import TINY_MODEL
 from tests.security.lab import Exploit, Lab, environment, fires, raises
 
+PREPROCESS = {"size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic", "resize_mode": "shortest"}
 UNSAFE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 """With it torch.load unpickles, unless weights_only is spelled out."""
 
@@ -282,8 +283,8 @@ def onnx_folder(lab: Lab, location: str) -> Path:
         graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
-    prep = {"size": 16, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic", "resize_mode": "shortest"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_MODEL, "preprocess_cfg": prep}))
+    stored = {"model_cfg": TINY_MODEL, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(stored))
     del onnx
     return folder
 
