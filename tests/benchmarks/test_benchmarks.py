@@ -68,10 +68,14 @@ def test_every_benchmark_has_bounds():
 
 @pytest.mark.parametrize(
     "script",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in SCRIPTS if name not in APART],
+    [
+        pytest.param(name, marks=[pytest.mark.slow, pytest.mark.timeout(1220)] if name in LONG else [])
+        for name in SCRIPTS
+        if name not in APART
+    ],
 )
 def test_the_last_line_is_one_object(script):
-    done = run(f"benchmarks/{script}.py", "--quick", timeout=290 if script == "learning" else 150)
+    done = run(f"benchmarks/{script}.py", "--quick", timeout=1200 if script in LONG else 150)
     result = last_line(script, done)
     assert result["held"] or script not in EXACT, done.stderr
 
