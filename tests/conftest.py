@@ -142,6 +142,16 @@ def three_ranks():
 
 
 @pytest.fixture(scope="module")
+def forked():
+    """One warm process that forks the ranks of whole runs."""
+    from tests.forked_ranks import ForkedRanks
+
+    ranks = ForkedRanks()
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
 def browser():
     """A headless Chromium that keeps its console and its requests."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")

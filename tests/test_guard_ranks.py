@@ -7,20 +7,11 @@ import pytest
 
 import clipkit
 from clipkit.checkpoint import steps, verify
-from tests.forked_ranks import ForkedRanks
 from tests.test_batch_statistics import TIMM
 from tests.test_rollback import rewrite
 from tests.test_training import STEPS, final_hash, record, write_config
 
 GUARD = ("guard.margin=1", "logging.every=3 steps", "guard.replicas_every=1")
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """One process that forks them all."""
-    ranks = ForkedRanks()
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture
@@ -34,12 +25,12 @@ def positions(run, rank):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_ranks_roll_back_together_and_end_as_a_resumed_run(ranks, config, tmp_path, tiny_model, strategy):
+def test_ranks_roll_back_together_and_end_as_a_resumed_run(forked, config, tmp_path, tiny_model, strategy):
     if strategy == "ddp":  # each rank's batch norms have statistics of their own after a step, which is no alarm
         tiny_model.write_text(json.dumps(TIMM))
     run, other, log = tmp_path / "run", tmp_path / "other", tmp_path / "log"
     options = [*GUARD, f"trainer.strategy={strategy}", "--plugin", "tests.plugin_spoilt"]
-    assert ranks.fit(config, f"run={run}", *options, log=log) == [0, 0], log.read_text()
+    assert forked.fit(config, f"run={run}", *options, log=log) == [0, 0], log.read_text()
     said = log.read_text()
     assert said.count("skipped for a gradient that is not finite (the first: step 6)") == 1
     assert said.count("roll-back 1 of 2") == 1
@@ -49,7 +40,7 @@ def test_ranks_roll_back_together_and_end_as_a_resumed_run(ranks, config, tmp_pa
     for step in (8, 12):
         shutil.rmtree(other / "checkpoints" / str(step))
     rewrite(other / "checkpoints" / "4", left_out=[[5, 9]], rollbacks=1)
-    assert ranks.fit(config, f"run={other}", *options, log=log) == [0, 0], log.read_text()
+    assert forked.fit(config, f"run={other}", *options, log=log) == [0, 0], log.read_text()
     assert final_hash(run) == final_hash(other)
     assert clipkit.load(run).encode_text(["a square"]).isfinite().all()
     for folder in (run, other):
@@ -59,10 +50,10 @@ def test_ranks_roll_back_together_and_end_as_a_resumed_run(ranks, config, tmp_pa
 
 
 @pytest.mark.parametrize(("world", "every", "at"), [(2, 500, 8), (3, 3, 6)], ids=["before a save", "by the clock"])
-def test_a_flipped_bit_of_one_rank_ends_the_run_and_is_never_saved(ranks, config, tmp_path, world, every, at):
+def test_a_flipped_bit_of_one_rank_ends_the_run_and_is_never_saved(forked, config, tmp_path, world, every, at):
     run, log = tmp_path / "run", tmp_path / "log"
     options = [f"guard.replicas_every={every}", "data.batch_size=12", "--plugin", "tests.plugin_flipped"]
-    assert ranks.fit(config, f"run={run}", *options, log=log, world=world) == [1] * world, log.read_text()
+    assert forked.fit(config, f"run={run}", *options, log=log, world=world) == [1] * world, log.read_text()
     who = {2: "ranks 0, 1 hold other bits (no majority)", 3: "rank 1 holds other bits than the 2 ranks that agree"}
     said = log.read_text()
     assert f"error: at step {at} {who[world]}, the first in scales.image_text.log_scale" in said

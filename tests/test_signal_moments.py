@@ -5,16 +5,7 @@ import json
 import pytest
 
 from clipkit.checkpoint import newest, verify
-from tests.forked_ranks import ForkedRanks
 from tests.test_training import STEPS, final_hash, keys, record, write_config
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    """One process that forks them all."""
-    ranks = ForkedRanks()
-    yield ranks
-    ranks.close()
 
 
 @pytest.fixture
@@ -24,10 +15,10 @@ def config(tmp_path, tiny_model, shards):
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("to", "background"), [([1], False), ([0, 1], False), ([0], True)])
-def test_a_signal_inside_a_save_stops_both_ranks_after_it_and_loses_nothing(ranks, config, tmp_path, to, background):
+def test_a_signal_inside_a_save_stops_both_ranks_after_it_and_loses_nothing(forked, config, tmp_path, to, background):
     run, log = tmp_path / "run", tmp_path / "log"
     options = [f"run={run}", f"checkpoint.background={background}"]
-    codes = ranks.fit(config, *options, log=log, at={"save": 4, "to": to})
+    codes = forked.fit(config, *options, log=log, at={"save": 4, "to": to})
     assert codes == [75, 75], log.read_text()
     stopped = json.loads((run / "stopped.json").read_text())
     assert (stopped["reason"], stopped["code"]) == ("SIGTERM", 75)
@@ -37,11 +28,11 @@ def test_a_signal_inside_a_save_stops_both_ranks_after_it_and_loses_nothing(rank
     assert newest(run / "checkpoints") == (run / "checkpoints" / str(at), [])
     assert verify(run / "checkpoints" / "4") is None, "what was being written is whole"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(["4", str(at)])
-    assert ranks.fit(config, *options, log=log) == [0, 0], log.read_text()
+    assert forked.fit(config, *options, log=log) == [0, 0], log.read_text()
     assert [line["step"] for line in record(run)] == list(range(1, STEPS + 1))
     if background:
         whole = tmp_path / "whole"
-        assert ranks.fit(config, f"run={whole}", log=log) == [0, 0]
+        assert forked.fit(config, f"run={whole}", log=log) == [0, 0]
         assert final_hash(run) == final_hash(whole)
 
 
@@ -49,9 +40,9 @@ def test_a_signal_inside_a_save_stops_both_ranks_after_it_and_loses_nothing(rank
 @pytest.mark.parametrize(
     "moment", [{"train": STEPS - 1}, {"train": STEPS}, {"save": STEPS}], ids=["before", "in", "saving"]
 )
-def test_a_signal_in_the_last_steps_changes_nothing(ranks, config, tmp_path, moment):
+def test_a_signal_in_the_last_steps_changes_nothing(forked, config, tmp_path, moment):
     run, log = tmp_path / "run", tmp_path / "log"
-    assert ranks.fit(config, f"run={run}", log=log, at=moment | {"to": [1]}) == [0, 0], log.read_text()
+    assert forked.fit(config, f"run={run}", log=log, at=moment | {"to": [1]}) == [0, 0], log.read_text()
     assert not (run / "stopped.json").exists()
     assert len(record(run)) == len(keys(run, 0)) == len(keys(run, 1)) == STEPS
     assert newest(run / "checkpoints") == (run / "checkpoints" / str(STEPS), [])
@@ -59,7 +50,7 @@ def test_a_signal_in_the_last_steps_changes_nothing(ranks, config, tmp_path, mom
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("at", "to"), [(4, [1]), (STEPS, [0])], ids=["in the middle", "at the last step"])
-def test_a_signal_gives_up_an_evaluation_and_the_next_run_makes_it_up(ranks, tmp_path, tiny_model, shards, at, to):
+def test_a_signal_gives_up_an_evaluation_and_the_next_run_makes_it_up(forked, tmp_path, tiny_model, shards, at, to):
     source = {"squares": {"shards": f"{shards}/*.tar"}}
     config = write_config(
         tmp_path,
@@ -70,16 +61,16 @@ def test_a_signal_gives_up_an_evaluation_and_the_next_run_makes_it_up(ranks, tmp
         trainer={"length": f"{STEPS} steps", "accelerator": "cpu"},
     )
     run, log = tmp_path / "run", tmp_path / "log"
-    assert ranks.fit(config, f"run={run}", log=log, at={"evaluate": True, "to": to}) == [75, 75], log.read_text()
+    assert forked.fit(config, f"run={run}", log=log, at={"evaluate": True, "to": to}) == [75, 75], log.read_text()
     assert json.loads((run / "stopped.json").read_text())["step"] == at
     assert newest(run / "checkpoints")[0].name == str(at)
     assert not any("val/loss" in line for line in record(run))
-    assert ranks.fit(config, f"run={run}", log=log) == [0, 0], log.read_text()
+    assert forked.fit(config, f"run={run}", log=log) == [0, 0], log.read_text()
     measured = list(range(at, STEPS + 1, at))
     assert [line["step"] for line in record(run) if "val/loss" in line] == measured
     assert not (run / "stopped.json").exists()
     assert newest(run / "checkpoints") == (run / "checkpoints" / str(STEPS), [])
     if at == STEPS:
-        assert ranks.fit(config, f"run={run}", log=log) == [0, 0], log.read_text()
+        assert forked.fit(config, f"run={run}", log=log) == [0, 0], log.read_text()
         assert "nothing to do" in log.read_text()
         assert [line["step"] for line in record(run) if "val/loss" in line] == measured
