@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 LEAST = 256  # elements of a weight below which packing it saves nothing
+# weights of one output channel below which int8 leaves them alone: too few for their errors to even out, and too few to matter for the size
+# (depthwise convolutions, stems)
+LEAST_FAN_IN = 64
 LARGEST_HALF = 65504.0
 
 
@@ -19,10 +22,12 @@ def pack(model: Any, precision: str) -> int:
 
     Args:
         model: An ``onnx.ModelProto`` of float32 weights.
-        precision: ``float16``: every weight; ``int8``: matrices of products and convolutions, symmetric, a step size for each output channel.
+        precision: ``float16``: every weight; ``int8``: matrices of products and convolutions, symmetric, a step size for each output channel,
+            where a channel has at least ``LEAST_FAN_IN`` weights.
 
     Returns:
-        How many large weights stay float32: beyond the range of float16, or in int8 of no such operator (embeddings, norms).
+        How many large weights stay float32: beyond the range of float16, or in int8 of no such operator (embeddings, norms)
+        or of few weights a channel.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -38,7 +43,7 @@ def pack(model: Any, precision: str) -> int:
         if precision == "float16" and np.abs(values).max() <= LARGEST_HALF:
             weights.append(numpy_helper.from_array(values.astype(np.float16), packed))
             nodes.append(helper.make_node("Cast", [packed], [name], to=onnx.TensorProto.FLOAT))
-        elif precision == "int8" and name in axes:
+        elif precision == "int8" and name in axes and values.size >= LEAST_FAN_IN * values.shape[axes[name]]:
             steps, whole = _quantised(values, axes[name])
             weights += [numpy_helper.from_array(whole, packed), numpy_helper.from_array(steps, f"{packed}.step")]
             nodes.append(helper.make_node("DequantizeLinear", [packed, f"{packed}.step"], [name], axis=axes[name]))

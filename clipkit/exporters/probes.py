@@ -14,6 +14,7 @@ from clipkit.data.embedded import HELD_OUT_STYLE, concepts, drawings
 from clipkit.data.images import image_tensor
 
 COUNT = 16  # embedded probes of each kind
+RANKED = 128  # of them where a share is asked for: of 20, a share of 0.98 would be all
 FEWEST = 8  # probes, so that a batch of seven is full
 # columns, rows and mode of more images: contact sheets of the first few. The last is opaque: what transparency shows is a rule of ours
 SHEETS = ((3, 2, "RGB"), (2, 3, "RGB"), (2, 2, "L"), (3, 1, "RGBA"))
@@ -31,12 +32,14 @@ class Probes:
         texts: Texts (M), the user's and ``HARD_TEXTS``.
         flattened: How many images were neither RGB nor gray and were made so by our colour rules first (transparency on
             white, turned as EXIF says): open_clip itself ignores both.
+        embedded: Whether they are those of the embedded data set, of which there are more.
     """
 
     images: tuple[Image.Image, ...]
     image_names: tuple[str, ...]
     texts: tuple[str, ...]
     flattened: int
+    embedded: bool = False
 
     @classmethod
     def of(cls, images: Sequence[Image.Image | Path | str] | None = None, texts: Sequence[str] | None = None) -> Probes:
@@ -49,6 +52,7 @@ class Probes:
         Raises:
             ValueError: If there are fewer than ``FEWEST`` of either, or an image cannot be read.
         """
+        embedded = images is None and texts is None
         if images is None or texts is None:
             drawings, labels = embedded_probes()
             images, texts = drawings if images is None else images, labels if texts is None else texts
@@ -67,14 +71,14 @@ class Probes:
         sheets = [contact_sheet(opened[:6], columns, rows).convert(mode) for columns, rows, mode in SHEETS]
         names += [f"contact sheet of {sheet.width} x {sheet.height}, {sheet.mode}" for sheet in sheets]
         opened += sheets
-        return cls(tuple(opened), tuple(names), (*texts, *HARD_TEXTS), flattened)
+        return cls(tuple(opened), tuple(names), (*texts, *HARD_TEXTS), flattened, embedded)
 
 
-def embedded_probes() -> tuple[list[Image.Image], list[str]]:
-    """``COUNT`` drawings spread over the concepts, and their labels."""
+def embedded_probes(count: int = COUNT) -> tuple[list[Image.Image], list[str]]:
+    """``count`` drawings spread over the concepts, and their labels."""
     pictures = drawings(HELD_OUT_STYLE)
     drawn = [concept for concept in concepts() if concept.hexcode in pictures]
-    chosen = drawn[:: len(drawn) // COUNT][:COUNT]
+    chosen = drawn[:: len(drawn) // count][:count]
     return [Image.open(io.BytesIO(pictures[concept.hexcode])).convert("RGB") for concept in chosen], [
         c.label for c in chosen
     ]

@@ -21,7 +21,7 @@ from clipkit.exporters.candidate import Candidate, Format
 from clipkit.exporters.folder import new_folder
 from clipkit.exporters.offline import offline
 from clipkit.exporters.parity import Bounds, Check, ParityReport
-from clipkit.exporters.probes import Probes, text_name
+from clipkit.exporters.probes import RANKED, Probes, embedded_probes, text_name
 
 PARITY = "parity.json"
 FEW = (
@@ -100,13 +100,26 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         more, same_texts = _side(text, candidate.text, candidate.raw_text, candidate.batches, bounds)
         checks += more
         if encoder.info.pretrained is not None:  # random weights rank by chance
-            checks += parity.agreement(ours, (same_images, same_texts), bounds)
+            theirs = same_images, same_texts
+            # where the share is the gate, more than a few probes are asked
+            ranked = probes.embedded and bounds.most_difference is None
+            checks += parity.agreement(*(_ranked(encoder, candidate) if ranked else (ours, theirs)), bounds)
         if candidate.temperature is not None:
             checks.append(_temperature(encoder, candidate))
         controls = parity.controls(encoder, probes.images, ours[0])
         deviations = _deviations(image, candidate)
     details = _details(encoder, candidate, probes) | {"deviations": deviations}
     return ParityReport(format.name, encoder.info.model, tuple(checks), controls, details, bounds.least_cosine)
+
+
+def _ranked(encoder: Encoder, candidate: Candidate) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Images (N, D) and texts (N, D) of the larger embedded set by the encoder, and by the candidate on the same tensors."""
+    images, texts = embedded_probes(RANKED)
+    pixels, tokens = encoder.prepare(images), encoder.tokenize(texts)
+    taken = pixels if candidate.takes == "uint8" else encoder.image.normalise(pixels.to(encoder.device)).float().cpu()
+    size = max(candidate.batches)
+    theirs = in_batches(candidate.image, taken, size), in_batches(candidate.text, tokens, size)
+    return (encoder.encode_image(images), encoder.encode_text(texts)), theirs
 
 
 def _details(encoder: Encoder, candidate: Candidate, probes: Probes) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from clipkit.evaluation.fingerprints import encoder_hashes
 from clipkit.exporters.formats import make_format
 from clipkit.exporters.onnx import OnnxFormat
 from clipkit.exporters.parity import ParityError
-from clipkit.exporters.probes import Probes
+from clipkit.exporters.probes import RANKED, Probes
 from clipkit.exporters.prove import export_encoder, prove
 from clipkit.loading import load_encoder, load_pair
 from clipkit.towers.open_clip import pair_from_config
@@ -82,6 +82,28 @@ def test_smaller_weights(vit: Encoder, folder: Path, photos: list[Image.Image], 
         assert (tmp_path / precision / "visual.onnx").stat().st_size < share * whole
         again = load_encoder(tmp_path / precision)[0].encode_text(TEXTS)
         assert 0 < (again - vit.encode_text(TEXTS)).abs().max() < 2e-2
+
+
+def test_int8_leaves_weights_of_few_a_channel_alone(tmp_path: Path) -> None:
+    encoder = build("convnext")
+    make_format("onnx", {"precision": "int8"}).write(encoder, tmp_path)
+    weights = {x.name: x for x in onnx.load(tmp_path / "visual.onnx").graph.initializer}
+    depthwise = "tower.model.trunk.stages.0.blocks.0.conv_dw.weight"
+    assert np.array_equal(onnx.numpy_helper.to_array(weights[depthwise]), encoder.image.state_dict()[depthwise[6:]])
+    assert weights["tower.model.head.proj.weight.int8"].data_type == onnx.TensorProto.INT8
+
+
+def test_the_gate_of_int8_asks_more_than_a_few(tmp_path: Path) -> None:
+    trained = build("vit")
+    trained.info = replace(trained.info, pretrained="as if trained")
+    for precision, probes in (("float32", 20), ("int8", RANKED)):
+        folder = tmp_path / precision
+        folder.mkdir()
+        format = make_format("onnx", {"precision": precision})
+        format.write(trained, folder)
+        (top1,) = (x for x in prove(trained, format, folder, Probes.of()).checks if x.name == "top-1")
+        assert top1.inputs == probes
+        assert f"of {probes} probes" in top1.bound
 
 
 def test_int8_that_ranks_otherwise_leaves_nothing(
