@@ -80,8 +80,9 @@ class _LocalAdamW(torch.optim.AdamW):
 
     def _init_group(self, group: Any, *lists: Any, **more: Any) -> Any:
         found = super()._init_group(group, *lists, **more)  # type: ignore[no-untyped-call]
-        for tensors in (*lists, *more.values()):
-            tensors[:] = [distributed.local(x) for x in tensors]
+        if any(distributed.is_spread(x) for x in group["params"]):
+            for tensors in (*lists, *more.values()):
+                tensors[:] = [distributed.local(x) for x in tensors]
         return found
 
 
