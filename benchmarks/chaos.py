@@ -5,9 +5,10 @@ kills, 2 and 1 of them); 2 are cold, through the command line, other ranks are f
 same run uninterrupted: ``mismatches`` are the (step, rank) whose sample keys differ, the steps whose figures differ by a bit, final weights
 whose hash differs, and another account of the data (``faults_bad`` of their samples had a substitute). ``torn``: checkpoints under their own
 name that do not verify after a fault, but for one that was being removed (no manifest, older than the newest two that verify). ``orphans``:
-processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries left in the folder for temporary files, launches whose rank
-had more descriptors at its last step than around its eighth. ``goodput``: seconds of steps that were kept over seconds of all steps; a
-launch's seconds run from the end of its first step to the fault, the kept ones to the commit of the checkpoint that the next went on from.
+processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries that launches through the command line left in the folder for
+temporary files, launches whose rank had more descriptors at its last step than around its eighth. ``goodput``: seconds of steps that were
+kept over seconds of all steps; a launch's seconds run from the end of its first step to the fault, the kept ones to the commit of the
+checkpoint that the next went on from.
 ``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a server. A fault
 counts (``faults_...``) where it showed: a signal found its process, a save said that it failed, the server was asked; else it is ``missed``.
 """

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +61,9 @@ class Launch:
         edges: Callable[[int, int], bool],
     ) -> None:
         os.setsid()
+        # a launcher gives its ranks a folder of their own and takes it away; here it goes with the folder of the launch
+        tempfile.tempdir = str(self.folder / "tmp")
+        Path(tempfile.tempdir).mkdir(exist_ok=True)
         os.environ.update(self.environment | {"TORCHELASTIC_RUN_ID": "chaos"})
         trap = partial(install, self.folder, fault, rank, start, edges)
         fit_as_rank(arguments, self.log, rank, world=WORLD, port=port, before=trap)
