@@ -6,9 +6,9 @@ same run uninterrupted: ``mismatches`` are the (step, rank) whose sample keys di
 whose hash differs, and another account of the data (``faults_bad`` of their samples had a substitute). ``torn``: checkpoints under their own
 name that do not verify after a fault, but for one that was being removed (no manifest, older than the newest two that verify). ``orphans``:
 processes alive 20 s after a fault. ``leaks``: files left in /dev/shm, entries that launches through the command line left in the folder for
-temporary files, launches whose rank had more descriptors at its last step than around its eighth. ``goodput``: seconds of steps that were
-kept over seconds of all steps; a launch's seconds run from the end of its first step to the fault, the kept ones to the commit of the
-checkpoint that the next went on from.
+temporary files, launches whose rank had more descriptors in each of its last six steps than around its eighth. ``goodput``: seconds of steps
+that were kept over seconds of all steps; a launch's seconds run from the end of its first step to the fault, the kept ones to the commit of
+the checkpoint that the next went on from.
 ``--faults N`` or ``--hours H`` add SIGSTOP (then SIGCONT), SIGTERM, a full disk (a limit on the size of files) and 503s of a server. A fault
 counts (``faults_...``) where it showed: a signal found its process, a save said that it failed, the server was asked; else it is ``missed``.
 """
@@ -58,11 +58,17 @@ import clipkit.training  # noqa: E402, F401
 from clipkit.checkpoint import MANIFEST, newest, read_checkpoint, steps, verify, weight_hash  # noqa: E402
 
 GAP, GRACE, SLOWEST = 40, 20.0, 300.0
+LAST = 2 * EVERY  # steps in which no save has a file open all the time
 KILLS, OTHERS = ("random", "save", "edge"), ("stop", "term", "disk", "web")  # and "bad": samples, in every run
 
 
 REFUSED = "train/checkpoint_failures"
 """The one figure that a full disk must change: it counts the checkpoints that it cost."""
+
+
+def leaked(descriptors: list[int]) -> bool:
+    """Whether a rank's open descriptors of each step grew for good: a save in the background has a file open for a step or two."""
+    return len(descriptors) >= 10 + LAST and min(descriptors[-LAST:]) > max(descriptors[6:10])
 
 
 class Chaos:
@@ -242,7 +248,7 @@ class Chaos:
         for rank in range(WORLD):
             path = launch.folder / f"descriptors.{rank}"
             counts = [int(line.split()[1]) for line in path.read_text().splitlines()] if path.exists() else []
-            if len(counts) > 10 and counts[-1] > max(counts[6:10]):
+            if leaked(counts):
                 self.leaks.append(f"launch {self.launches} rank {rank}: descriptors {counts}")
         self.pending.append((time.monotonic() + GRACE, launch))
         self.settle(0)

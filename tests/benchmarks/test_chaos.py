@@ -131,3 +131,12 @@ def test_edges_are_where_an_epoch_ends_within_a_batch():
     assert EPOCH % BATCH != 0
     found = [first for first in range(0, 3 * EPOCH, BATCH) if edges(first, BATCH)]
     assert [(first // EPOCH, (first + BATCH) // EPOCH) for first in found] == [(0, 1), (1, 2), (2, 3)]
+
+
+@pytest.mark.usefixtures("benchmarks")
+def test_a_leak_stays_while_a_save_ends():
+    from chaos import leaked
+
+    assert not leaked([30, *[34] * 40, 35]), "a save has a file open"
+    assert leaked([30, *[34] * 20, *range(35, 55)])
+    assert not leaked([30, 31, 35]), "too few steps to tell"
