@@ -3,8 +3,8 @@
 Two gloo ranks train a tiny model on real shards, with a loader process each. Ranks are forked from one process that has imported all they
 need, so that a trial costs seconds; some trials are cold instead, through torchrun and through clipkit's own launcher. ``late`` counts trials in
 which a process was still there 30 s after the signal. ``lost_steps`` is the last step that any rank trained less the step of the newest
-checkpoint that verifies. ``wrong`` counts trials with an exit code other than 75, without ``stopped.json``, or whose resumed run ends with other
-weights than the uninterrupted one.
+checkpoint that verifies. ``wrong`` counts trials with an exit code other than 75, without ``stopped.json`` where a run folder was made, or
+whose resumed run ends with other weights than the uninterrupted one. No signal comes before a process has called clipkit.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,23 @@ class Warm:
     def __init__(self, config: Path, folder: Path) -> None:
         arguments = ["fit", str(config), f"run={folder}"]
         same = {"world": 2, "port": free_port()}
+        self.marks = [folder.with_suffix(f".{rank}") for rank in (0, 1)]
         self.processes = [
-            self.context.Process(target=fit_as_rank, args=(arguments, folder.with_suffix(".log"), rank), kwargs=same)
-            for rank in (0, 1)
+            self.context.Process(
+                target=fit_as_rank,
+                args=(arguments, folder.with_suffix(".log"), rank),
+                kwargs=same | {"before": partial(Path.touch, mark)},
+            )
+            for rank, mark in enumerate(self.marks)
         ]
         for process in self.processes:
             process.start()
+
+    def wait_for_python(self) -> None:
+        """Until both are about to call clipkit: before that a signal meets none of its code."""
+        deadline = time.monotonic() + 120
+        while not all(mark.exists() for mark in self.marks) and time.monotonic() < deadline:
+            time.sleep(0.002)
 
     def send(self, ranks: Sequence[int]) -> None:
         """SIGTERM to some ranks; one may leave just now, and then its code tells."""
@@ -180,6 +192,8 @@ def trial(started: Warm | Cold, folder: Path, ranks: Sequence[int], draw: random
     from clipkit.checkpoint import newest
 
     step = draw.randrange(-4, STEPS - 8)
+    if isinstance(started, Warm):
+        started.wait_for_python()
     if step > 0 or isinstance(started, Cold):
         wait_until(folder, max(step, 1))
     time.sleep(draw.uniform(0, 0.1 if step > 0 else 3))
@@ -191,7 +205,9 @@ def trial(started: Warm | Cold, folder: Path, ranks: Sequence[int], draw: random
     word = folder / "stopped.json"
     told = json.loads(word.read_text()) if word.is_file() else {}
     saved = 0 if found is None else int(found.name)
-    right = set(codes) == {75} and not passed_over and told.get("code") == 75 and told.get("step") == saved
+    unread = not folder.exists()  # the configuration, and with it where to leave a word
+    worded = unread or (told.get("code") == 75 and told.get("step") == saved)
+    right = set(codes) == {75} and not passed_over and worded
     result = {
         "seconds": seconds,
         "late": float(None in codes),

@@ -69,3 +69,21 @@ def test_a_rank_that_waits_for_its_peers_leaves_at_once(tmp_path, tiny_model, sh
     process = start(config, tmp_path / "run", "trainer.devices=1")
     assert process.wait(120) == 0, "a folder with that word alone is a new one"
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "12").info["step"] == 12
+
+
+def test_a_signal_while_it_loads_is_answered_with_75():
+    code = (
+        "import sys, time, clipkit.api as api\n"
+        "api.fit = lambda *a, **k: (print('loading', flush=True), time.sleep(60))\n"
+        "from clipkit.cli.main import run\nsys.exit(run(sys.argv[1:]))\n"
+    )
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        command = [sys.executable, "-c", code, "fit", "demo"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert (process.returncode, said) == (
+            75,
+            f"stopped by {number.name} while loading; nothing is lost, the same command begins again\n",
+        )

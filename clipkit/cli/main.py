@@ -12,6 +12,7 @@ import typer
 
 from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
+from clipkit.cli.early import leave_while_loading
 from clipkit.cli.exits import exit_code
 from clipkit.exporters.formats import FORMATS
 
@@ -251,6 +252,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
     global _arguments
     _arguments = arguments
+    if (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]:
+        leave_while_loading()
     if os.environ.get("CLIPKIT_OUTCOME"):
         from clipkit.launch import die_with_torchrun, started_here
 
