@@ -149,7 +149,11 @@ def clipkit_step(
 def _unfused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The same groups under AdamW as it is by default."""
     groups = [{"params": g["params"], "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
-    return torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    unfused = torch.optim.AdamW(groups, lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+    unfused.register_step_pre_hook(
+        lambda it, *_: setattr(it, "found_inf", None)
+    )  # the guard's flag, which only fused ones take
+    return unfused
 
 
 def seconds(step: Step) -> float:

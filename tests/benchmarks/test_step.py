@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +24,17 @@ def figures(*arguments):
     )
     assert done.returncode in (0, 1), done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_each_measure_can_be_switched_off(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from step import captions, clipkit_step
+
+    images = torch.zeros(4, 3, 224, 224, dtype=torch.uint8)
+    for measure in ("trimmed", "parts", "fused"):
+        step = clipkit_step("ViT-S-32-alt", images, captions(4, 49408), **{measure: False})
+        step()
+        step()
 
 
 @pytest.mark.slow
