@@ -85,5 +85,5 @@ def test_a_signal_while_it_loads_is_answered_with_75():
         _, said = process.communicate(timeout=30)
         assert (process.returncode, said) == (
             75,
-            f"stopped by {number.name} while loading; nothing is lost, the same command begins again\n",
+            f"stopped by {number.name} outside training; nothing is lost, the same command goes on\n",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ import typer
 
 from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
-from clipkit.cli.early import leave_while_loading
+from clipkit.cli.early import answering
 from clipkit.cli.exits import exit_code
 from clipkit.exporters.formats import FORMATS
 
@@ -252,8 +253,12 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; errors of the user are one paragraph."""
     global _arguments
     _arguments = arguments
-    if (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]:
-        leave_while_loading()
+    fits = (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]
+    with answering() if fits else contextlib.nullcontext():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
     if os.environ.get("CLIPKIT_OUTCOME"):
         from clipkit.launch import die_with_torchrun, started_here
 
