@@ -88,11 +88,9 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         candidate = format.load(folder, encoder.device)
         bounds = parity.BOUNDS[candidate.precision]
         ours = encoder.encode_image(probes.images), encoder.encode_text(probes.texts)
-        pixels = encoder.prepare(probes.images)
-        floats = encoder.image.normalise(pixels.to(encoder.device)).float().cpu()
         tokens = encoder.tokenize(list(probes.texts))
         names = [text_name(text) for text in probes.texts]
-        taken = pixels if candidate.takes == "uint8" else floats
+        taken = _taken(encoder, candidate, probes.images)
         shifted = _shifted(probes, candidate, format)
         image = Side("images", ours[0], taken, probes.images, probes.image_names, shifted)
         text = Side("texts", ours[1], tokens, probes.texts, names)
@@ -101,25 +99,36 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         checks += more
         if encoder.info.pretrained is not None:  # random weights rank by chance
             theirs = same_images, same_texts
-            # where the share is the gate, more than a few probes are asked
-            ranked = probes.embedded and bounds.most_difference is None
-            checks += parity.agreement(*(_ranked(encoder, candidate) if ranked else (ours, theirs)), bounds)
+            if probes.embedded and bounds.most_difference is None:  # the share is the gate: more than a few are asked
+                ours, theirs = _with_more(encoder, candidate, probes, ours, theirs)
+            checks += parity.agreement(ours, theirs, bounds)
         if candidate.temperature is not None:
             checks.append(_temperature(encoder, candidate))
-        controls = parity.controls(encoder, probes.images, ours[0])
+        controls = parity.controls(encoder, probes.images, image.ours)
         deviations = _deviations(image, candidate)
     details = _details(encoder, candidate, probes) | {"deviations": deviations}
     return ParityReport(format.name, encoder.info.model, tuple(checks), controls, details, bounds.least_cosine)
 
 
-def _ranked(encoder: Encoder, candidate: Candidate) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Images (N, D) and texts (N, D) of the larger embedded set by the encoder, and by the candidate on the same tensors."""
-    images, texts = embedded_probes(RANKED)
-    pixels, tokens = encoder.prepare(images), encoder.tokenize(texts)
-    taken = pixels if candidate.takes == "uint8" else encoder.image.normalise(pixels.to(encoder.device)).float().cpu()
+def _taken(encoder: Encoder, candidate: Candidate, images: Sequence[Image.Image]) -> Tensor:
+    """The encoder's preprocessing of images, as the candidate's tower takes them, on the CPU."""
+    pixels = encoder.prepare(images)
+    return pixels if candidate.takes == "uint8" else encoder.image.normalise(pixels.to(encoder.device)).float().cpu()
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _with_more(encoder: Encoder, candidate: Candidate, probes: Probes, ours: Pair, theirs: Pair) -> tuple[Pair, Pair]:
+    """Images (N, D) and texts (M, D) of both, and behind them the others of the larger embedded set, on the same tensors."""
+    others = [pair for pair in zip(*embedded_probes(RANKED), strict=True) if pair[1] not in probes.texts]
+    images, texts = [image for image, _ in others], [text for _, text in others]  # one that stood twice would be a tie
     size = max(candidate.batches)
-    theirs = in_batches(candidate.image, taken, size), in_batches(candidate.text, tokens, size)
-    return (encoder.encode_image(images), encoder.encode_text(texts)), theirs
+    mine = encoder.encode_image(images), encoder.encode_text(texts)
+    taken, tokens = _taken(encoder, candidate, images), encoder.tokenize(texts)
+    other = in_batches(candidate.image, taken, size), in_batches(candidate.text, tokens, size)
+    first, second = ((torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in ((ours, mine), (theirs, other)))
+    return first, second
 
 
 def _details(encoder: Encoder, candidate: Candidate, probes: Probes) -> dict[str, Any]:
