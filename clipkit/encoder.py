@@ -21,7 +21,10 @@ from clipkit.towers.before_projection import before_projection
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower, open_clip_state_dict, token_counts
 
 _TOKENISED = 8192  # texts of one call of the tokenizer
-_BLANK = torch.zeros(3, 8, 8, dtype=torch.uint8)
+_BLANK = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+
+Images = Sequence[Image.Image | Tensor] | Tensor
+"""Raw images: each one's own, or those of one size in one tensor uint8 (N, 3, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,11 @@ class Encoder:
         self.text.to(device)
         return self
 
-    def encode_image(self, images: Sequence[Image.Image | Tensor], *, batch_size: int = 64) -> Tensor:
+    def encode_image(self, images: Images, *, batch_size: int = 64) -> Tensor:
         """Embed images.
 
         Args:
-            images: PIL images, or uint8 tensors (3, H, W) of any size.
+            images: PIL images, or uint8 tensors (3, H, W) of any size, or one tensor (N, 3, H, W).
             batch_size: Images of one forward.
 
         Returns:
@@ -113,11 +116,11 @@ class Encoder:
         """
         return self._encode(self.image, images, self.prepare, batch_size)
 
-    def encode_image_features(self, images: Sequence[Image.Image | Tensor], *, batch_size: int = 64) -> Tensor:
+    def encode_image_features(self, images: Images, *, batch_size: int = 64) -> Tensor:
         """Features before the projection and embeddings, of one forward.
 
         Args:
-            images: PIL images, or uint8 tensors (3, H, W) of any size.
+            images: PIL images, or uint8 tensors (3, H, W) of any size, or one tensor (N, 3, H, W).
             batch_size: Images of one forward.
 
         Returns:
@@ -130,8 +133,8 @@ class Encoder:
         def both(x: Tensor) -> Features:
             return Features(torch.cat(before_projection(self.image, x), dim=1))
 
-        found = self._encode(self.image, images or [_BLANK], self.prepare, batch_size, run=both)
-        return found if images else found[:0]
+        found = self._encode(self.image, images if len(images) else _BLANK, self.prepare, batch_size, run=both)
+        return found[: len(images)]
 
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> Tensor:
         """Embed texts; one longer than the context is cut, as open_clip cuts it, and counted in ``texts_cut``.
@@ -172,8 +175,10 @@ class Encoder:
         """Cosines (N, M) of unit-norm embeddings (N, D) and (M, D)."""
         return image @ text.T
 
-    def prepare(self, images: Sequence[Image.Image | Tensor]) -> Tensor:
+    def prepare(self, images: Images) -> Tensor:
         """Images as the tower takes them: uint8 (N, 3, H, W) after the model's own resizing."""
+        if isinstance(images, Tensor) and tuple(images.shape[2:]) == self.preprocess.size:
+            return images
         return torch.stack([self.preprocess(x if isinstance(x, Tensor) else image_tensor(x)) for x in images])
 
     def state_dict_open_clip(self) -> dict[str, Tensor]:
@@ -185,7 +190,7 @@ class Encoder:
     def _encode(
         self,
         tower: nn.Module,
-        items: Sequence[Any],
+        items: Sequence[Any] | Tensor,
         prepare: Any,
         batch_size: int,
         run: Callable[[Tensor], Features] | None = None,

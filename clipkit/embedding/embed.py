@@ -25,7 +25,7 @@ from clipkit.embedding.manifest import (
     write_record,
 )
 from clipkit.embedding.parts import Item, Part, parts_of
-from clipkit.embedding.pictures import Picture, Unreadable, batches
+from clipkit.embedding.pictures import batches
 from clipkit.embedding.write import CAPTIONS, IMAGES, METADATA, TEXTS, pyarrow, write_part
 from clipkit.encoder import Encoder
 from clipkit.evaluation.split import agree_on_error
@@ -142,16 +142,17 @@ def _embed_items(
     batch_size: int,
     workers: int,
 ) -> Record:
-    good: list[Picture] = []
-    bad: list[Unreadable] = []
+    rows: list[int] = []
+    thumbnails: list[bytes | None] = []
+    unreadable: list[str] = []
     image: list[Tensor] = [encoder.encode_image([])]
     read = batches(items, encoder.preprocess, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
     for batch in read:
-        pictures = [found for found in batch if isinstance(found, Picture)]
-        bad += [found for found in batch if isinstance(found, Unreadable)]
-        image.append(encoder.encode_image([found.pixels for found in pictures], batch_size=batch_size))
-        good += [found._replace(pixels=_NOTHING) for found in pictures]
-    kept = [items[found.row] for found in good]
+        image.append(encoder.encode_image(batch.pixels, batch_size=batch_size))
+        rows += batch.rows
+        thumbnails += batch.thumbnails
+        unreadable += batch.unreadable
+    kept = [items[row] for row in rows]
     before = encoder.texts_cut
     text = encoder.encode_text([caption for item in kept for caption in item.captions])
     kind = np.float16 if made.dtype == "float16" else np.float32
@@ -161,7 +162,7 @@ def _embed_items(
         items=kept,
         image=_finite(torch.cat(image), part).astype(kind),
         text=_finite(text, part).astype(kind),
-        thumbnails=[found.thumbnail for found in good],
+        thumbnails=thumbnails,
     )
     return Record(
         name=part.name,
@@ -170,12 +171,9 @@ def _embed_items(
         captions=len(text),
         one_each=all(len(item.captions) == 1 for item in kept),
         cut=encoder.texts_cut - before,
-        unreadable=tuple(found.cause for found in bad),
+        unreadable=tuple(unreadable),
         files=files,
     )
-
-
-_NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
 def _finite(rows: Tensor, part: Part) -> Any:

@@ -16,30 +16,25 @@ from clipkit.data.pixels import crop_resized
 from clipkit.embedding.parts import Item
 
 
-class Picture(NamedTuple):
-    """One picture that was decoded.
+class Pictures(NamedTuple):
+    """Those of a batch that were decoded, and what was wrong with the others.
 
     Attributes:
-        row: Its place among the items.
-        pixels: What the image tower takes, uint8 (3, H, W).
-        thumbnail: A small JPEG of the whole picture, or None.
+        rows: Their places among the items (B).
+        pixels: What the image tower takes, uint8 (B, 3, H, W): one tensor, for each leaves its worker by a descriptor of its own.
+        thumbnails: Small JPEGs of the whole pictures (B), or None each.
+        unreadable: The causes.
     """
 
-    row: int
+    rows: list[int]
     pixels: Tensor
-    thumbnail: bytes | None
-
-
-class Unreadable(NamedTuple):
-    """One picture that could not be decoded, and why."""
-
-    row: int
-    cause: str
+    thumbnails: list[bytes | None]
+    unreadable: list[str]
 
 
 def batches(
     items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], *, batch_size: int, workers: int, thumbnail: int
-) -> Iterator[list[Picture | Unreadable]]:
+) -> Iterator[Pictures]:
     """The pictures of items, in order.
 
     Args:
@@ -50,7 +45,7 @@ def batches(
         thumbnail: Longer side of the thumbnails in pixels, 0 without.
     """
     data = _Pictures(items, preprocess, thumbnail)
-    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_start)
+    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=_start)
 
 
 def thumbnail_of(pixels: Tensor, side: int) -> bytes:
@@ -62,7 +57,23 @@ def thumbnail_of(pixels: Tensor, side: int) -> bytes:
     return bytes(encode_jpeg(small.contiguous(), quality=80).numpy())
 
 
-class _Pictures(Dataset[Picture | Unreadable]):
+class _Picture(NamedTuple):
+    row: int
+    pixels: Tensor
+    thumbnail: bytes | None
+
+
+def _stack(batch: Sequence[_Picture | str]) -> Pictures:
+    good = [found for found in batch if not isinstance(found, str)]
+    return Pictures(
+        rows=[found.row for found in good],
+        pixels=torch.stack([found.pixels for found in good]) if good else torch.empty(0, 3, 0, 0, dtype=torch.uint8),
+        thumbnails=[found.thumbnail for found in good],
+        unreadable=[found for found in batch if isinstance(found, str)],
+    )
+
+
+class _Pictures(Dataset[_Picture | str]):
     def __init__(self, items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], thumbnail: int) -> None:
         self.items = items
         self.preprocess = preprocess
@@ -71,14 +82,14 @@ class _Pictures(Dataset[Picture | Unreadable]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, row: int) -> Picture | Unreadable:
+    def __getitem__(self, row: int) -> _Picture | str:
         item = self.items[row]
         try:
             pixels = decode_image(item.image.read())
         except (BadSample, OSError) as error:
-            return Unreadable(row, f"{item.key}: {error}")
+            return f"{item.key}: {error}"
         small = thumbnail_of(pixels, self.thumbnail) if self.thumbnail else None
-        return Picture(row, self.preprocess(pixels), small)
+        return _Picture(row, self.preprocess(pixels), small)
 
 
 def _start(worker: int) -> None:

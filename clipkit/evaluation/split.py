@@ -75,7 +75,7 @@ def encode_images(
     mine = my_share(len(images))
     files = _Files([images[item] for item in mine], encoder.preprocess)
     loader = DataLoader(
-        files, batch_size=batch_size, num_workers=workers, collate_fn=list, worker_init_fn=_ignore_signals
+        files, batch_size=batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=_ignore_signals
     )
     parts: list[Tensor] = []
     error: str | None = None
@@ -85,8 +85,8 @@ def encode_images(
         if polled < common:
             polled += 1
             poll()
-        error = next((item for item in batch if isinstance(item, str)), None)
-        if error is not None:
+        if isinstance(batch, str):
+            error = batch
             break
         parts.append(encode(batch, batch_size=batch_size))
         on_images(len(batch))
@@ -112,6 +112,11 @@ def _ignore_signals(worker: int) -> None:
     """Ctrl-C reaches the whole group of processes; the rank decides when its workers end."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _stack(batch: Sequence[Tensor | str]) -> Tensor | str:
+    """One tensor uint8 (B, 3, H, W), which leaves its worker by one descriptor, or the first message."""
+    return next((item for item in batch if isinstance(item, str)), None) or torch.stack(list(batch))  # type: ignore[arg-type]
 
 
 class _Files(Dataset[Tensor | str]):

@@ -47,6 +47,8 @@ class Tower(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As usual, but what is locked stays in evaluation."""
         super().train(mode)
+        if not mode:
+            return self
         for module in self.modules():
             own = list(module.parameters())
             if own and not any(parameter.requires_grad for parameter in own):
