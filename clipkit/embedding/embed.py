@@ -146,7 +146,7 @@ def _embed_items(
     thumbnails: list[bytes | None] = []
     unreadable: list[str] = []
     image: list[Tensor] = [encoder.encode_image([])]
-    read = batches(items, encoder.preprocess, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
+    read = batches(items, encoder, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
     for batch in read:
         image.append(encoder.encode_image(batch.pixels, batch_size=batch_size))
         rows += batch.rows

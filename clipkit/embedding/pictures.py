@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,9 @@ from torchvision.io import encode_jpeg
 
 from clipkit.data.images import BadSample, decode_image
 from clipkit.data.pixels import crop_resized
+from clipkit.data.worker import starter
 from clipkit.embedding.parts import Item
+from clipkit.encoder import Encoder
 
 
 class Pictures(NamedTuple):
@@ -33,19 +34,20 @@ class Pictures(NamedTuple):
 
 
 def batches(
-    items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], *, batch_size: int, workers: int, thumbnail: int
+    items: Sequence[Item], encoder: Encoder, *, batch_size: int, workers: int, thumbnail: int
 ) -> Iterator[Pictures]:
     """The pictures of items, in order.
 
     Args:
         items: What to read (N).
-        preprocess: The model's resizing.
+        encoder: Whose resizing and whose device.
         batch_size: Pictures of one batch.
         workers: Processes that read; 0 reads in this one.
         thumbnail: Longer side of the thumbnails in pixels, 0 without.
     """
-    data = _Pictures(items, preprocess, thumbnail)
-    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=_start)
+    data = _Pictures(items, encoder.preprocess, thumbnail)
+    start = starter(encoder.device)
+    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start)
 
 
 def thumbnail_of(pixels: Tensor, side: int) -> bytes:
@@ -90,9 +92,3 @@ class _Pictures(Dataset[_Picture | str]):
             return f"{item.key}: {error}"
         small = thumbnail_of(pixels, self.thumbnail) if self.thumbnail else None
         return _Picture(row, self.preprocess(pixels), small)
-
-
-def _start(worker: int) -> None:
-    torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides when its workers end
-        signal.signal(number, signal.SIG_IGN)

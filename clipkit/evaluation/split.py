@@ -5,7 +5,6 @@ No sampler and no padding: a rank may have one item more than another, or none.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit import distributed
 from clipkit.data.images import BadSample
+from clipkit.data.worker import starter
 from clipkit.encoder import Encoder
 from clipkit.evaluation.samples import ImageFile
 
@@ -74,9 +74,8 @@ def encode_images(
     encode = encode or encoder.encode_image
     mine = my_share(len(images))
     files = _Files([images[item] for item in mine], encoder.preprocess)
-    loader = DataLoader(
-        files, batch_size=batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=_ignore_signals
-    )
+    start = starter(encoder.device)
+    loader = DataLoader(files, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start)
     parts: list[Tensor] = []
     error: str | None = None
     common = -(-(len(images) // distributed.world_size()) // batch_size)  # a rank may have one batch more
@@ -106,12 +105,6 @@ def agree_on_error(error: str | None) -> None:
     errors = [message for message in distributed.gather_json(error) if message is not None]
     if errors:
         raise ValueError(errors[0])
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C reaches the whole group of processes; the rank decides when its workers end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _stack(batch: Sequence[Tensor | str]) -> Tensor | str:

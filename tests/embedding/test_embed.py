@@ -46,6 +46,20 @@ def test_rows_are_the_encoders(encoder: Encoder, tars: Path, tmp_path: Path) -> 
     assert record["unreadable"][0].startswith("00100: ")
 
 
+def test_one_tensor_is_as_good_as_its_pictures(encoder: Encoder) -> None:
+    for side in (encoder.preprocess.size[0], 48):  # as the tower takes them, and to be resized
+        stacked = torch.randint(0, 256, (5, 3, side, side), dtype=torch.uint8)
+        assert torch.equal(encoder.encode_image(stacked), encoder.encode_image(list(stacked)))
+        assert torch.equal(encoder.encode_image_features(stacked), encoder.encode_image_features(list(stacked)))
+        assert encoder.encode_image_features(stacked[:0]).shape[0] == 0
+
+
+def test_a_batch_without_a_picture_leaves_no_row(encoder: Encoder, tars: Path, tmp_path: Path) -> None:
+    made = embed(encoder, tars / "1.tar", tmp_path / "out", batch_size=1, workers=1)
+    assert (made["images"], made["unreadable"]) == (4, 1)
+    assert rows(tmp_path / "out", "img_emb").shape == (4, made["dim"])
+
+
 def square(number: int) -> Image.Image:
     colour = np.random.default_rng(number).integers(0, 256, 3)
     return Image.fromarray(np.full((16, 16, 3), colour, dtype=np.uint8))
