@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from clipkit import api, distributed
 from clipkit.encoder import Encoder
+from clipkit.exporters.card import plain
+from clipkit.hardware import pick_device
+from clipkit.quiet import quieten
 
 
-def embed_all(model: str, data: str, *, out: Path, trust_code: bool, **how: Any) -> None:
-    """Embed with a bar of parts, then say what lies where."""
-    encoder = api.load(model, trust_code=trust_code)
+def embed_all(model: str, data: str, *, out: Path, device: str, trust_code: bool, **how: Any) -> None:
+    """Embed on all ranks with a bar of parts, then say what lies where."""
+    quieten()
+    local, nodes = distributed.launcher_world()
+    place = pick_device(device)
+    distributed.init(local * nodes, gpu=place.startswith("cuda"))
+    torch.manual_seed(0)  # random weights, where there are no others, are the same on every rank
+    encoder = api.load(model, device=place, trust_code=trust_code)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
         task = bar.add_task("parts", total=None)
@@ -26,6 +35,7 @@ def embed_all(model: str, data: str, *, out: Path, trust_code: bool, **how: Any)
     if distributed.rank() == 0:
         words = f"{made['images']:,} pictures and {made['captions']:,} captions"
         print(f"{words}, {made['dim']} values of {made['dtype']} each, in {made['parts']} part(s) of {out}")
+    distributed.barrier()
 
 
 def trusted(model: str | None, *, trust_code: bool) -> str | Encoder | None:
@@ -54,7 +64,7 @@ def search(folder: Path, queries: Sequence[str], *, image: Path | None, html: Pa
         shown = Table("cosine", "key", "caption", title=question, title_justify="left")
         shown.columns[0].justify = "right"
         for hit in hits:
-            shown.add_row(f"{hit.score:.4f}", hit.shown.key, hit.shown.caption.replace("\n", " ")[:120])
+            shown.add_row(f"{hit.score:.4f}", plain(hit.shown.key), plain(hit.shown.caption)[:120])
         Console(markup=False).print(shown)
     if html is not None:
         from clipkit.embedding.gallery import write_page

@@ -24,6 +24,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="CLIP-style contrastive pretraining: fit, evaluate, export, embed, search.",
 )
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Devices = Annotated[int, typer.Option(min=1, help="Processes of this machine that share the work.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
 ]
@@ -98,21 +100,13 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one forward.")] = 64,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    devices: Annotated[int, typer.Option(min=1, help="Processes of this machine that share each set.")] = 1,
+    device: Device = "auto",
+    devices: Devices = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
     trust_code: TrustCode = False,
 ) -> None:
     """Score any model on data of your own or on a benchmark."""
-    from clipkit import distributed
-
-    if devices > 1 and not distributed.launched():
-        from clipkit.launch import run_again
-
-        code, message = run_again(sys.argv[1:] if _arguments is None else _arguments, ranks=devices)
-        if code:
-            print(message, file=sys.stderr)
-            raise typer.Exit(code)
+    if _ran_on_ranks(devices):
         return
     from clipkit.cli.evaluate import Asked, evaluate_all
     from clipkit.data.index import default_cache
@@ -171,13 +165,17 @@ def embed(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
     thumbnail: Annotated[int, typer.Option(min=0, help="Longer side of the thumbnails in pixels, 0 without.")] = 96,
     force: Annotated[bool, typer.Option("--force", help="Replace embeddings of something else.")] = False,
+    device: Device = "auto",
+    devices: Devices = 1,
     trust_code: TrustCode = False,
 ) -> None:
     """Write unit-norm embeddings of pictures and captions as .npy and parquet."""
+    if _ran_on_ranks(devices):
+        return
     from clipkit.cli.embed import embed_all
 
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail, "force": force}
-    embed_all(model, data, out=out, trust_code=trust_code, **how)
+    embed_all(model, data, out=out, device=device, trust_code=trust_code, **how)
 
 
 @app.command()
@@ -247,6 +245,21 @@ def explain(
 
     for path in explain_image(model, image, text, out=out):
         typer.echo(f"written to {path}")
+
+
+def _ran_on_ranks(devices: int) -> bool:
+    """Whether this command ran on so many ranks of its own instead."""
+    from clipkit import distributed
+
+    if devices == 1 or distributed.launched():
+        return False
+    from clipkit.launch import run_again
+
+    code, message = run_again(sys.argv[1:] if _arguments is None else _arguments, ranks=devices)
+    if code:
+        print(message, file=sys.stderr)
+        raise typer.Exit(code)
+    return True
 
 
 def run(arguments: list[str] | None = None) -> int:

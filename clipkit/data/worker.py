@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
 from clipkit.processes import die_with_parent
-
-_BEHIND = 5  # a third of the parent's weight where both want a core
 
 
 def start_worker(_: int) -> None:
@@ -23,20 +20,6 @@ def start_worker(_: int) -> None:
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-
-
-def start_behind_parent(worker: int) -> None:
-    """As ``start_worker``, for a parent that computes on the same cores: its forward goes first.
-
-    Otherwise its threads wait, spinning, for the one whose core decodes.
-    """
-    start_worker(worker)
-    os.nice(_BEHIND)
-
-
-def starter(device: torch.device) -> Callable[[int], None]:
-    """What processes run first that decode for a forward on ``device``."""
-    return start_behind_parent if device.type == "cpu" else start_worker
 
 
 def kill_left_over() -> None:

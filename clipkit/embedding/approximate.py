@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clipkit.config.names import DISTRIBUTION
-from clipkit.embedding.search import blocks
+from clipkit.embedding.search import blocks, top_k
 from clipkit.embedding.store import locate
 from clipkit.embedding.write import Rows
 
@@ -40,10 +40,14 @@ class Index:
         total = sum(len(part) for part in parts)
         self._index = _empty(parts[0].shape[1] if parts else 1)
         if place.is_file():
-            self._index.load(str(place))
-            if len(self._index) == total:
-                return
-            _log.warning("%s holds %d rows of %d; it is made anew", place, len(self._index), total)
+            try:
+                self._index.load(str(place))
+            except RuntimeError as error:
+                _log.warning("%s cannot be read (%s); it is made anew", place, error)
+            else:
+                if len(self._index) == total:
+                    return
+                _log.warning("%s holds %d rows of %d; it is made anew", place, len(self._index), total)
             self._index = _empty(parts[0].shape[1])
         _log.warning("indexing %d rows into %s", total, place)
         for start, block in blocks(parts):
@@ -61,6 +65,11 @@ class Index:
         k = min(k, len(self._index))
         for one in query.float():
             near = self._index.search(one.numpy(), min(k * _MORE, len(self._index))).keys
+            if len(near) < k:  # among many equal rows the graph does not reach them all
+                exact_scores, exact_rows = top_k(self.parts, one[None], k)
+                scores.append(exact_scores[0])
+                rows.append(exact_rows[0])
+                continue
             found = [self.parts[part][within] for part, within in (locate(self.parts, int(row)) for row in near)]
             exact = torch.from_numpy(np.stack(found).astype(np.float32)) @ one
             best = exact.topk(k)

@@ -26,13 +26,13 @@ from clipkit.embedding.manifest import (
 )
 from clipkit.embedding.parts import Item, Part, parts_of
 from clipkit.embedding.pictures import batches
-from clipkit.embedding.write import CAPTIONS, IMAGES, METADATA, TEXTS, pyarrow, write_part
+from clipkit.embedding.write import KINDS, pyarrow, write_part
 from clipkit.encoder import Encoder
 from clipkit.evaluation.split import agree_on_error
 
 _log = logging.getLogger(__name__)
 _SAME = ("weights", "preprocessing", "data", "dim", "dtype", "parts", "thumbnail")
-_OURS = (IMAGES, TEXTS, METADATA, CAPTIONS, DONE)
+_OURS = (*KINDS, DONE)
 
 
 def embed(
@@ -146,7 +146,7 @@ def _embed_items(
     thumbnails: list[bytes | None] = []
     unreadable: list[str] = []
     image: list[Tensor] = [encoder.encode_image([])]
-    read = batches(items, encoder, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
+    read = batches(items, encoder.preprocess, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
     for batch in read:
         image.append(encoder.encode_image(batch.pixels, batch_size=batch_size))
         rows += batch.rows

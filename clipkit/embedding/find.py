@@ -17,6 +17,7 @@ from clipkit.embedding.store import Shown, Store
 from clipkit.encoder import Encoder
 from clipkit.evaluation.digests import digest
 from clipkit.evaluation.fingerprints import encoder_hashes
+from clipkit.towers.open_clip import token_counts
 
 _log = logging.getLogger(__name__)
 Kind = Literal["images", "texts"]
@@ -78,6 +79,10 @@ class Finder:
             text = "%d of %d queries are longer than the context of the model and were cut"
             _log.warning(text, self.encoder.texts_cut - before, len(texts))
         return self._nearest(query, k, kind)
+
+    def over_long(self, text: str) -> bool:
+        """Whether a text is longer than the context of the model."""
+        return token_counts(self.encoder.tokenize, [text])[0] > self.encoder.tokenize([text]).shape[1]
 
     def picture(self, data: bytes, k: int, kind: Kind = "images") -> list[Hit]:
         """The k pictures (or texts) nearest to a picture.

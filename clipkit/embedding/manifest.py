@@ -12,6 +12,7 @@ from clipkit.config.json_text import parse_json
 from clipkit.config.names import DISTRIBUTION
 from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Part
+from clipkit.embedding.write import KINDS, file_of
 from clipkit.encoder import Encoder
 from clipkit.evaluation.digests import digest
 from clipkit.evaluation.fingerprints import encoder_hashes
@@ -105,10 +106,24 @@ def read_record(folder: Path, number: int, part: Part | None = None) -> Record |
     try:
         found = parse_json((folder / DONE / f"{number:05d}.json").read_bytes())
         record = Record(**(found | {"unreadable": tuple(found["unreadable"])}))
-        whole = all((folder / name).stat().st_size == size for name, size in record.files.items())
+        whole = _plausible(record, number) and all(
+            (folder / name).stat().st_size == size for name, size in record.files.items()
+        )
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if whole and (part is None or part.state == record.state) else None
+
+
+def _plausible(record: Record, number: int) -> bool:
+    """Whether a record, which may come from a stranger, speaks of a part's own files in the types that it should."""
+    counts = (record.images, record.captions, record.cut)
+    return (
+        isinstance(record.files, dict)
+        and set(record.files) == {file_of(kind, number) for kind in KINDS}
+        and all(type(count) is int and count >= 0 for count in counts)
+        and type(record.one_each) is bool
+        and all(type(text) is str for text in (record.name, record.state, *record.unreadable))
+    )
 
 
 def write_manifest(folder: Path, made: Made, records: list[Record | None]) -> dict[str, Any]:
@@ -143,7 +158,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is no folder of embeddings: no {NAME}; make one with `clipkit embed`") from error
     except ValueError as error:
         raise ValueError(f"{place}: no JSON ({error}); embed again with --force") from error
-    wanted = {"format": int, "dim": int, "dtype": str, "parts": int, "model": str, "weights": str}
+    numbers = ("format", "dim", "parts", "images", "captions")
+    wanted = dict.fromkeys(numbers, int) | dict.fromkeys(("dtype", "model", "weights", "data"), str)
     if not isinstance(found, dict) or any(not isinstance(found.get(key), kind) for key, kind in wanted.items()):
         raise ValueError(f"{place}: no manifest of embeddings; it needs {', '.join(wanted)}")
     if found["format"] != FORMAT:

@@ -48,7 +48,7 @@ class Part:
 
     Args:
         name: What the manifest calls it.
-        state: Hash of what lies there, without reading pictures: another state is other data.
+        state: Hash of what lies there, captions included and without reading pictures: another state is other data.
         shard: The tar, read when its turn comes.
         items: The loose files.
         url: The remote tar, fetched when its turn comes; its state is its address, and a fetch says if it is another than before.
@@ -97,7 +97,7 @@ def parts_of(data: str | Path) -> list[Part]:
     items = _items_of_csv(path) if path.is_file() else _items_of_folder(path)
     stretches = [items[start : start + FILES] for start in range(0, len(items), FILES)]
     return [
-        Part(f"{path.name}:{number * FILES}", _state([item.image.path for item in stretch]), items=tuple(stretch))
+        Part(f"{path.name}:{number * FILES}", _state_of(stretch), items=tuple(stretch))
         for number, stretch in enumerate(stretches)
     ]
 
@@ -158,6 +158,10 @@ def _state(files: Sequence[Path]) -> str:
         found = os.stat(path)
         digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _state_of(items: Sequence[Item]) -> str:
+    return digest([_state([item.image.path for item in items]), [[item.key, *item.captions] for item in items]])
 
 
 def _items_of_shard(shard: Path, index: ShardIndex, place: str = "") -> list[Item]:

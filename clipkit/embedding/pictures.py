@@ -12,9 +12,8 @@ from torchvision.io import encode_jpeg
 
 from clipkit.data.images import BadSample, decode_image
 from clipkit.data.pixels import crop_resized
-from clipkit.data.worker import starter
+from clipkit.data.worker import start_worker
 from clipkit.embedding.parts import Item
-from clipkit.encoder import Encoder
 
 
 class Pictures(NamedTuple):
@@ -34,20 +33,19 @@ class Pictures(NamedTuple):
 
 
 def batches(
-    items: Sequence[Item], encoder: Encoder, *, batch_size: int, workers: int, thumbnail: int
+    items: Sequence[Item], preprocess: Callable[[Tensor], Tensor], *, batch_size: int, workers: int, thumbnail: int
 ) -> Iterator[Pictures]:
     """The pictures of items, in order.
 
     Args:
         items: What to read (N).
-        encoder: Whose resizing and whose device.
+        preprocess: The model's resizing.
         batch_size: Pictures of one batch.
         workers: Processes that read; 0 reads in this one.
         thumbnail: Longer side of the thumbnails in pixels, 0 without.
     """
-    data = _Pictures(items, encoder.preprocess, thumbnail)
-    start = starter(encoder.device)
-    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start)
+    data = _Pictures(items, preprocess, thumbnail)
+    yield from DataLoader(data, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start_worker)
 
 
 def thumbnail_of(pixels: Tensor, side: int) -> bytes:

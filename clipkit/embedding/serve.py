@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 from collections.abc import Awaitable, Callable
 from html import escape
 from typing import Any
@@ -9,8 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from clipkit.embedding.find import Finder, Hit, Kind
 from clipkit.embedding.gallery import POLICY, STYLE, cards
@@ -18,7 +19,8 @@ from clipkit.embedding.store import Store
 
 MOST = 200  # results of one question
 MOST_BYTES = 16 << 20  # of a picture sent here
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CUT = "the question is longer than the context of the model and was cut"
 _POLICY = POLICY + "; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
@@ -26,26 +28,26 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
     """The web application.
 
     ``GET /?q=WORDS`` is the page; ``GET /api/search?q=WORDS&k=10&of=images`` and ``POST /api/search`` (a picture as body)
-    answer ``{"hits": [{"score", "row", "key", "caption", "image_path"}]}``.
+    answer ``{"hits": [{"score", "row", "key", "caption", "image_path"}]}``, with a ``note`` where the words were cut.
 
     Args:
         finder: What is asked.
-        hosts: Names under which it answers; a page of another site cannot reach it under a name of its own.
+        hosts: Names under which it answers: a page of another site cannot reach it under a name of its own. ``*`` stands for every
+            number (127.0.0.1, ::1), which no site can have as its name.
     """
     app = FastAPI(title="clipkit search", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     @app.get("/")
     def home(q: str = "", k: int = 24, of: str = "images") -> HTMLResponse:
         try:
             hits = finder.words([q], _count(k), _kind(of))[0] if q.strip() else []
-            return HTMLResponse(_page(finder.store, q, of, hits))
+            return HTMLResponse(_page(finder.store, q, of, hits, _CUT if finder.over_long(q) else ""))
         except ValueError as error:
             return HTMLResponse(_page(finder.store, q, "images", [], str(error)), 400)
 
     @app.get("/api/search")
     def by_words(q: str, k: int = 10, of: str = "images") -> JSONResponse:
-        return _answer(lambda: finder.words([q], _count(k), _kind(of))[0])
+        return _answer(lambda: finder.words([q], _count(k), _kind(of))[0], _CUT if finder.over_long(q) else "")
 
     @app.post("/api/search")
     async def by_picture(request: Request, k: int = 10, of: str = "images") -> JSONResponse:
@@ -58,7 +60,9 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
+        name = request.url.hostname or ""
+        asked = name in hosts or ("*" in hosts and _is_number(name))
+        response = await call_next(request) if asked else PlainTextResponse(f"{name} is not this server's name", 400)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"
@@ -69,16 +73,34 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
 
 def serve(finder: Finder, *, host: str, port: int) -> None:
     """Answer until interrupted."""
-    app = application(finder, hosts=list(LOOPBACK) if host in LOOPBACK else [host, *LOOPBACK])
+    app = application(finder, hosts=names_of(host))
     print(f"serving {finder.store.folder} on http://{host}:{port}/ (Ctrl-C ends)", flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-def _answer(find: Callable[[], list[Hit]]) -> JSONResponse:
+def names_of(host: str) -> list[str]:
+    """Names of this machine for those who reach it at ``host``.
+
+    >>> names_of("127.0.0.1")
+    ['127.0.0.1', '127.0.0.1', 'localhost', '::1']
+    """
+    everywhere = ["*", socket.gethostname().lower(), socket.getfqdn().lower()]
+    return [*(everywhere if host in ("0.0.0.0", "::") else [host.lower()]), *LOOPBACK]
+
+
+def _answer(find: Callable[[], list[Hit]], note: str = "") -> JSONResponse:
     try:
-        return JSONResponse({"hits": [_plain(hit) for hit in find()]})
+        return JSONResponse({"hits": [_plain(hit) for hit in find()]} | ({"note": note} if note else {}))
     except ValueError as error:
         return JSONResponse({"error": str(error)}, 400)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(hit: Hit) -> dict[str, Any]:
@@ -106,12 +128,12 @@ def _kind(of: str) -> Kind:
     raise ValueError(f"of={of!r}: images or texts")
 
 
-def _page(store: Store, question: str, of: str, hits: list[Hit], error: str = "") -> str:
+def _page(store: Store, question: str, of: str, hits: list[Hit], note: str = "") -> str:
     made = store.manifest
     options = "".join(
         f"<option value={kind}{' selected' if kind == of else ''}>{kind}</option>" for kind in ("images", "texts")
     )
-    below = f"<p role=alert>{escape(error)}</p>" if error else cards(hits)
+    below = (f"<p role=alert>{escape(note)}</p>" if note else "") + (cards(hits) if hits else "")
     count = f"{made['images']:,} pictures, {made['captions']:,} captions, embedded by {escape(str(made['model']))}"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -14,6 +14,8 @@ from clipkit.embedding.manifest import read_manifest, read_record
 from clipkit.embedding.write import CAPTIONS, IMAGES, METADATA, TEXTS, Rows, file_of, pyarrow
 
 _TABLES = 4  # parts whose words and thumbnails are kept
+_PICTURES = [("key", "string"), ("image_path", "string"), ("caption", "string"), ("thumbnail", "binary")]
+_WORDS = [("caption", "string"), ("image_row", "int64")]
 
 
 @dataclass(frozen=True)
@@ -70,48 +72,50 @@ class Store:
             texts = self._table(CAPTIONS, part)
             caption, within = texts["caption"][within].as_py(), texts["image_row"][within].as_py()
         found = self._table(METADATA, part)
+        if within is None or not 0 <= within < len(found):
+            place = self.folder / file_of(CAPTIONS, part)
+            raise ValueError(f"{place}: image_row {within} of {len(found)} pictures; embed again with --force")
         return Shown(
-            key=found["key"][within].as_py(),
-            image_path=found["image_path"][within].as_py(),
+            key=found["key"][within].as_py() or "",
+            image_path=found["image_path"][within].as_py() or "",
             caption=(found["caption"][within].as_py() if caption is None else caption) or "",
             thumbnail=found["thumbnail"][within].as_py(),
         )
 
     def _read_table(self, kind: str, part: int) -> Any:
         pa = pyarrow()
-        wanted = {METADATA: ["key", "image_path", "caption", "thumbnail"], CAPTIONS: ["caption", "image_row"]}
         place = self.folder / file_of(kind, part)
+        schema = pa.schema(_WORDS) if kind == CAPTIONS else pa.schema(_PICTURES)
+        rows = len(self.texts[part] if kind == CAPTIONS else self.images[part])
         try:
-            return pa.parquet.read_table(place, columns=wanted[kind])
-        except (OSError, pa.ArrowException) as error:
+            found = pa.parquet.read_metadata(place).num_rows  # before anything that takes memory
+            if found == rows:
+                return pa.parquet.read_table(place, columns=schema.names).cast(schema)
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{place} cannot be read ({error}); embed again with --force") from error
+        raise ValueError(f"{place} has {found} rows for {rows} embeddings; embed again with --force")
 
     def _rows(self, kind: str) -> list[Rows]:
-        found = []
-        for part in range(self.manifest["parts"]):
-            place = self.folder / file_of(kind, part)
-            if read_record(self.folder, part) is None:
-                raise ValueError(f"{self.folder}: part {part} is not whole; run the same `clipkit embed` again")
-            try:
-                rows = np.load(place, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError) as error:
-                rows = _empty(place, error)
-            if rows.ndim != 2 or rows.shape[1] != self.dim or rows.dtype != self.manifest["dtype"]:
-                what = f"{rows.dtype} {rows.shape}"
-                raise ValueError(f"{place}: {what}, the manifest says {self.manifest['dtype']} (N, {self.dim})")
-            found.append(rows)
-        return found
+        return [self._rows_of(kind, part) for part in range(self.manifest["parts"])]
 
-
-def _empty(place: Path, error: Exception) -> Rows:
-    """A file of no rows cannot be mapped; any other failure is one."""
-    try:
-        rows: Rows = np.load(place, allow_pickle=False)
-    except (OSError, ValueError):
-        rows = np.empty((1, 0), np.float16)
-    if len(rows):
-        raise ValueError(f"{place} cannot be read ({error}); embed again with --force") from error
-    return rows
+    def _rows_of(self, kind: str, part: int) -> Rows:
+        record = read_record(self.folder, part)
+        if record is None:
+            raise ValueError(f"{self.folder}: part {part} is not whole; run the same `clipkit embed` again")
+        shape = (record.images if kind == IMAGES else record.captions, self.dim)
+        if not shape[0]:
+            return np.empty(shape, self.manifest["dtype"])  # a file of no rows cannot be mapped
+        place = self.folder / file_of(kind, part)
+        try:
+            rows: Rows = np.load(place, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{place} cannot be read ({error}); embed again with --force") from error
+        if rows.shape != shape or rows.dtype != self.manifest["dtype"]:
+            what = f"{rows.dtype} {rows.shape}"
+            raise ValueError(
+                f"{place}: {what}, its record says {self.manifest['dtype']} {shape}; embed again with --force"
+            )
+        return rows
 
 
 def locate(parts: Sequence[Rows], row: int) -> tuple[int, int]:

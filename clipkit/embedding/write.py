@@ -20,6 +20,7 @@ from clipkit.data.atomic import write_atomically
 from clipkit.embedding.parts import Item
 
 IMAGES, TEXTS, METADATA, CAPTIONS = "img_emb", "text_emb", "metadata", "texts"
+KINDS = (IMAGES, TEXTS, METADATA, CAPTIONS)
 Rows = NDArray[np.float16] | NDArray[np.float32]
 
 
@@ -55,8 +56,8 @@ def write_part(
     assert len(text) == len(captions), f"{len(text)} embeddings for {len(captions)} captions"
     metadata = pa.table(
         {
-            "image_path": pa.array([item.place or str(item.image.path) for item in items], pa.string()),
-            "key": pa.array([item.key for item in items], pa.string()),
+            "image_path": pa.array([_utf8(item.place or str(item.image.path)) for item in items], pa.string()),
+            "key": pa.array([_utf8(item.key) for item in items], pa.string()),
             "caption": pa.array([item.captions[0] if item.captions else None for item in items], pa.string()),
             "captions": pa.array([list(item.captions) for item in items], pa.list_(pa.string())),
             "vector": pa.FixedSizeListArray.from_arrays(pa.array(image.reshape(-1)), image.shape[1]),
@@ -86,6 +87,11 @@ def pyarrow() -> Any:
     except ImportError as error:
         raise ValueError(f"embeddings need pyarrow: pip install '{DISTRIBUTION}[search]'") from error
     return pyarrow
+
+
+def _utf8(name: str) -> str:
+    """A file's name as text; bytes of it that are no UTF-8 are shown as U+FFFD."""
+    return name.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _npy(rows: Rows) -> bytes:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clipkit import distributed
 from clipkit.data.images import BadSample
-from clipkit.data.worker import starter
+from clipkit.data.worker import start_worker
 from clipkit.encoder import Encoder
 from clipkit.evaluation.samples import ImageFile
 
@@ -74,8 +74,7 @@ def encode_images(
     encode = encode or encoder.encode_image
     mine = my_share(len(images))
     files = _Files([images[item] for item in mine], encoder.preprocess)
-    start = starter(encoder.device)
-    loader = DataLoader(files, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start)
+    loader = DataLoader(files, batch_size, num_workers=workers, collate_fn=_stack, worker_init_fn=start_worker)
     parts: list[Tensor] = []
     error: str | None = None
     common = -(-(len(images) // distributed.world_size()) // batch_size)  # a rank may have one batch more

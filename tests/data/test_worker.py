@@ -1,14 +1,7 @@
 """Loader processes end with the program, whoever forgot them."""
 
-import os
 import subprocess
 import sys
-
-import pytest
-import torch
-from torch.utils.data import DataLoader
-
-from clipkit.data.worker import starter
 
 FORGOTTEN = """
 import gc
@@ -34,17 +27,3 @@ def test_a_forgotten_loader_does_not_hold_the_program():
     done = subprocess.run([sys.executable, "-c", FORGOTTEN], capture_output=True, text=True, timeout=120)
     assert done.stdout == "read\n"
     assert done.returncode == 0, done.stderr
-
-
-class Niceness(torch.utils.data.Dataset):
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        return os.nice(0)
-
-
-@pytest.mark.parametrize(("device", "behind"), [("cpu", True), ("cuda", False)])
-def test_who_decodes_for_the_cpu_lets_it_compute_first(device, behind):
-    loader = DataLoader(Niceness(), batch_size=None, num_workers=1, worker_init_fn=starter(torch.device(device)))
-    assert (next(iter(loader)) > os.nice(0)) == behind

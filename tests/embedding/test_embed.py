@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,43 @@ def test_folders_and_tables(encoder: Encoder, tmp_path: Path, monkeypatch: Any) 
     csv = tmp_path / "t.csv"
     csv.write_text("filepath,caption\nphotos/a.png,red\nphotos/sub/c.png,blue\n")
     assert embed(encoder, csv, tmp_path / "csv")["captions"] == 2
+
+
+def test_other_captions_are_other_data(encoder: Encoder, tmp_path: Path) -> None:
+    folder, csv = tmp_path / "photos", tmp_path / "t.csv"
+    folder.mkdir()
+    square(1).save(folder / "a.png")
+    for data, words, change in (
+        (folder, folder / "a.txt", "red"),
+        (csv, csv, "filepath,caption\nphotos/a.png,red\n"),
+    ):
+        words.write_text(change)
+        embed(encoder, data, tmp_path / f"{data.name}-out")
+        words.write_text(change.replace("red", "new"))
+        with pytest.raises(ValueError, match=r"holds embeddings of tiny with other data"):
+            embed(encoder, data, tmp_path / f"{data.name}-out")
+        embed(encoder, data, tmp_path / f"{data.name}-out", force=True)
+        assert pq.read_table(tmp_path / f"{data.name}-out" / "texts")["caption"].to_pylist() == ["new"]
+
+
+def test_a_name_that_is_no_text_is_embedded(encoder: Encoder, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    square(1).save(folder / "a.png")
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/a\xff.png")
+    assert embed(encoder, folder, tmp_path / "out")["images"] == 1
+    assert pq.read_table(tmp_path / "out" / "metadata")["key"].to_pylist() == ["a\ufffd.png"]
+
+
+def test_the_command_shares_parts_among_ranks(tars: Path, tmp_path: Path) -> None:
+    model = Path(__file__).parents[2] / "configs" / "demo_model.json"
+    command = [sys.executable, "-m", "clipkit", "embed", str(model), str(tars), "--device", "cpu", "--out"]
+    for name, more in (("two", ["--devices", "2"]), ("one", [])):
+        done = subprocess.run([*command, str(tmp_path / name), *more], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("20 pictures and 20 captions") == 1, done.stdout
+    for kind in ("img_emb", "text_emb"):
+        assert np.allclose(rows(tmp_path / "two", kind), rows(tmp_path / "one", kind), atol=1e-3)
 
 
 def test_what_is_refused(encoder: Encoder, tars: Path, tmp_path: Path) -> None:

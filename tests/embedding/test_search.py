@@ -1,19 +1,25 @@
 """Search: against a slow formula, by the command line, as a gallery and as a page in a browser."""
 
+import dataclasses
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
 from clipkit import api
+from clipkit.cli import embed as verbs
 from clipkit.embedding import search as module
+from clipkit.embedding.approximate import Index
 from clipkit.embedding.embed import embed
 from clipkit.embedding.find import Finder
 from clipkit.embedding.gallery import page
@@ -87,6 +93,22 @@ def test_an_index_finds_the_same(album: Path, finder: Finder, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == made
 
 
+def test_a_broken_index_is_made_anew(finder: Finder, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = Finder(finder.store, finder.encoder, indices=tmp_path).words(["anything"], 3)
+    for damage in (b"", b"no index at all" * 100):
+        next(tmp_path.iterdir()).write_bytes(damage)
+        caplog.clear()
+        assert Finder(finder.store, finder.encoder, indices=tmp_path).words(["anything"], 3) == first
+        assert "is made anew" in caplog.text
+
+
+def test_an_index_of_equal_rows_gives_as_many_as_asked(tmp_path: Path) -> None:
+    rows = np.tile(np.eye(1, 8, dtype=np.float16), (3000, 1))
+    found = Index([rows], tmp_path / "x.usearch").top_k(torch.eye(2, 8), 700)
+    assert found[0].shape == found[1].shape == (2, 700)
+    assert len(set(found[1][0].tolist())) == 700
+
+
 def test_pictures_are_embedded_on_first_use(album: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     first = api.search(album, ["picture number 4"], k=3, model=encoder)
     monkeypatch.setattr("clipkit.embedding.embed._embed_part", None)  # the second time nothing is embedded
@@ -126,6 +148,97 @@ def test_an_over_long_query_is_said(finder: Finder, caplog: pytest.LogCaptureFix
     assert "1 of 2 queries are longer than the context of the model and were cut" in caplog.text
 
 
+def test_what_is_printed_moves_no_cursor(
+    finder: Finder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hit = finder.words(["x"], 1)[0][0]
+    shown = dataclasses.replace(hit.shown, caption="a\x1b[2Jb\x07", key="k\u202e\x1b]0;owned\x07")
+    monkeypatch.setattr(api, "search", lambda *_, **__: [("q", [dataclasses.replace(hit, shown=shown)])])
+    verbs.search(Path("folder"), ["q"], image=None, html=None)
+    printed = capsys.readouterr().out
+    assert "a[2Jb" in printed
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+
+
+def _more_rows(folder: Path) -> None:
+    place = folder / "metadata" / "metadata_00000.parquet"
+    table = pq.read_table(place)
+    pq.write_table(pa.concat_tables([table, table]), place)
+    _record(folder, {"files": sizes(folder)})
+
+
+def _record(folder: Path, change: dict[str, Any]) -> None:
+    place = folder / "parts" / "00000.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    return {
+        name: (folder / name).stat().st_size for name in json.loads((folder / "parts/00000.json").read_text())["files"]
+    }
+
+
+def _billion(folder: Path) -> None:
+    place = folder / "img_emb" / "img_emb_00000.npy"
+    data = place.read_bytes()
+    dim = json.loads((folder / "manifest.json").read_text())["dim"]
+    place.write_bytes(
+        data[:10] + data[10:128].replace(b"(12, %d), }     " % dim, b"(%d, %d), }" % (10**6, dim)) + data[128:]
+    )
+
+
+def _text_thumbnails(folder: Path) -> None:
+    place = folder / "metadata" / "metadata_00000.parquet"
+    table = pq.read_table(place)
+    at = table.schema.get_field_index("thumbnail")
+    pq.write_table(table.set_column(at, "thumbnail", pa.array([[1]] * len(table))), place)
+    _record(folder, {"files": sizes(folder)})
+
+
+def _rows_beyond(folder: Path) -> None:
+    place = folder / "texts" / "texts_00000.parquet"
+    table = pq.read_table(place)
+    pq.write_table(table.set_column(1, "image_row", pa.array([10**6] * len(table))), place)
+    _record(folder, {"files": sizes(folder)})
+
+
+def _no_counts(folder: Path) -> None:
+    place = folder / "manifest.json"
+    found = json.loads(place.read_text())
+    del found["images"]
+    place.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: None, None),
+        (_more_rows, r"metadata_00000.parquet has 24 rows for 12 embeddings"),
+        (_billion, r"img_emb_00000.npy"),
+        (_text_thumbnails, r"metadata_00000.parquet cannot be read"),
+        (_rows_beyond, r"texts_00000.parquet: image_row 1000000 of 12 pictures"),
+        (_no_counts, r"manifest.json: no manifest of embeddings"),
+        (lambda folder: _record(folder, {"files": [1]}), "part 0 is not whole"),
+        (lambda folder: _record(folder, {"files": {"../../etc/passwd": 1}}), "part 0 is not whole"),
+        (lambda folder: _record(folder, {"images": 10**9}), r"img_emb_00000.npy: float16 \(12, \d+\), its record says"),
+    ],
+)
+def test_a_strangers_folder_is_refused_in_words(finder: Finder, tmp_path: Path, harm: Any, message: str | None) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finder.store.folder, folder)
+    harm(folder)
+    if message is None:
+        assert "<figure>" in everything(folder, finder.encoder)
+        return
+    with pytest.raises(ValueError, match=message):
+        everything(folder, finder.encoder)
+
+
+def everything(folder: Path, encoder: Encoder) -> str:
+    asked = Finder(Store(folder), encoder)
+    return page([("q", asked.words(["x"], 12)[0] + asked.words(["x"], 24, "texts")[0])], "T")
+
+
 def test_a_gallery_escapes_what_it_shows(finder: Finder) -> None:
     shown = page([("<b>q</b>", finder.words(["x"], 12)[0])], "T")
     assert "<script>" not in shown
@@ -156,6 +269,25 @@ def test_the_api(client: Any, finder: Finder, album: Path) -> None:
     assert client.post("/api/search", content=b"no picture").status_code == 400
     assert client.post("/api/search", content=bytes((16 << 20) + 1)).status_code == 413
     assert client.get("/api/search?q=x", headers={"host": "evil.example"}).status_code == 400
+    assert "note" not in client.get("/api/search?q=x").json()
+    long = client.get("/api/search", params={"q": "word " * 200})
+    assert long.json()["note"].startswith("the question is longer than the context")
+    page = client.get("/", params={"q": "word " * 200}).text
+    assert "was cut" in page
+    assert "<figure>" in page
+
+
+def test_who_serves_everywhere_answers_to_numbers_and_no_strange_name(finder: Finder) -> None:
+    from fastapi.testclient import TestClient
+
+    from clipkit.embedding.serve import application, names_of
+
+    here = TestClient(application(finder, hosts=names_of("0.0.0.0")), base_url="http://192.168.1.5:8008")
+    assert here.get("/api/search?q=x").status_code == 200
+    assert here.get("/api/search?q=x", headers={"host": "[fe80::1]:8008"}).status_code == 200
+    assert here.get("/api/search?q=x", headers={"host": "evil.example"}).status_code == 400
+    alone = TestClient(application(finder, hosts=names_of("127.0.0.1")), base_url="http://192.168.1.5")
+    assert alone.get("/api/search?q=x").status_code == 400
 
 
 def test_the_page_escapes(client: Any) -> None:
