@@ -76,7 +76,7 @@ def embed(
     error: str | None = None
     try:
         for count, number in enumerate(mine, start=1):
-            if read_record(out, number, parts[number]) is None:
+            if read_record(out, number, parts[number], contents=True) is None:
                 record = _embed_part(encoder, parts[number], out, number, made, batch_size, workers)
                 write_record(out, number, record)
             on_part(count, len(mine))

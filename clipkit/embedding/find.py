@@ -106,6 +106,9 @@ class Finder:
         if not sum(len(part) for part in parts):
             raise ValueError(f"{self.store.folder} holds no {kind}; embed data that has captions to find texts")
         scores, rows = self._index(kind).top_k(query, k) if self._folder else top_k(parts, query, k)
+        if not bool(scores.isfinite().all()):  # NaN and infinity come first
+            place = self.store.place(kind, int(rows[~scores.isfinite()][0]))
+            raise ValueError(f"{place} is damaged: NaN or infinity; run the same `clipkit embed` again")
         return [
             [Hit(score, kind, row, self.store.shown(kind, row)) for score, row in zip(one, where, strict=True)]
             for one, where in zip(scores.tolist(), rows.tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +20,7 @@ from clipkit.evaluation.fingerprints import encoder_hashes
 
 NAME, DONE = "manifest.json", "parts"
 FORMAT = 1
+_BLOCK = 1 << 20
 DTYPES = {"fp16": "float16", "fp32": "float32"}
 
 
@@ -83,7 +85,7 @@ class Record:
         one_each: Whether each picture has one caption, so that row r of ``text_emb`` belongs to row r of ``img_emb``.
         cut: Captions longer than the context, which were cut.
         unreadable: Pictures left out, with the cause.
-        files: Size of each file in bytes, by path below the folder.
+        files: Size of each file in bytes and CRC-32 of what it holds, by path below the folder.
     """
 
     name: str
@@ -93,7 +95,7 @@ class Record:
     one_each: bool
     cut: int
     unreadable: tuple[str, ...] = ()
-    files: dict[str, int] = field(default_factory=dict)
+    files: dict[str, list[int]] = field(default_factory=dict)
 
 
 def write_record(folder: Path, number: int, record: Record) -> None:
@@ -101,17 +103,33 @@ def write_record(folder: Path, number: int, record: Record) -> None:
     _write_json(folder / DONE / f"{number:05d}.json", asdict(record))
 
 
-def read_record(folder: Path, number: int, part: Part | None = None) -> Record | None:
-    """The record of a part whose files are all there at their sizes, made from this state of the data; else None."""
+def read_record(folder: Path, number: int, part: Part | None = None, *, contents: bool = False) -> Record | None:
+    """The record of a part that is whole; None of one that is not.
+
+    Args:
+        folder: The folder of embeddings.
+        number: Of the part.
+        part: The data; those of another state count as not there.
+        contents: Whether to read the files too; otherwise their sizes must do.
+    """
     try:
         found = parse_json((folder / DONE / f"{number:05d}.json").read_bytes())
         record = Record(**(found | {"unreadable": tuple(found["unreadable"])}))
         whole = _plausible(record, number) and all(
-            (folder / name).stat().st_size == size for name, size in record.files.items()
+            (folder / name).stat().st_size == size and (not contents or _crc(folder / name) == crc)
+            for name, (size, crc) in record.files.items()
         )
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return record if whole and (part is None or part.state == record.state) else None
+
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _plausible(record: Record, number: int) -> bool:

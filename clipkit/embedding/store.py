@@ -82,6 +82,11 @@ class Store:
             thumbnail=found["thumbnail"][within].as_py(),
         )
 
+    def place(self, kind: str, row: int) -> Path:
+        """The file that holds the embedding of a row; as ``shown``."""
+        held, name = (self.images, IMAGES) if kind == "images" else (self.texts, TEXTS)
+        return self.folder / file_of(name, locate(held, row)[0])
+
     def _read_table(self, kind: str, part: int) -> Any:
         pa = pyarrow()
         place = self.folder / file_of(kind, part)

@@ -8,6 +8,7 @@ Row r of ``img_emb/img_emb_00007.npy`` is row r of ``metadata/metadata_00007.par
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def file_of(kind: str, number: int) -> str:
 
 def write_part(
     folder: Path, number: int, *, items: Sequence[Item], image: Rows, text: Rows, thumbnails: Sequence[bytes | None]
-) -> dict[str, int]:
+) -> dict[str, list[int]]:
     """Write one part.
 
     Args:
@@ -47,7 +48,7 @@ def write_part(
         thumbnails: Of each picture (N).
 
     Returns:
-        Size of each file in bytes, by path below the folder.
+        Size of each file in bytes and CRC-32 of what it holds, by path below the folder.
     """
     pa = pyarrow()
     captions = [caption for item in items for caption in item.captions]
@@ -66,13 +67,13 @@ def write_part(
     )
     texts = pa.table({"caption": pa.array(captions, pa.string()), "image_row": pa.array(rows, pa.int64())})
     contents = {IMAGES: _npy(image), TEXTS: _npy(text), METADATA: _parquet(pa, metadata), CAPTIONS: _parquet(pa, texts)}
-    sizes = {}
+    written = {}
     for kind, content in contents.items():
         path = folder / file_of(kind, number)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda file, content=content: file.write(content))  # type: ignore[misc]
-        sizes[file_of(kind, number)] = len(content)
-    return sizes
+        written[file_of(kind, number)] = [len(content), zlib.crc32(content)]
+    return written
 
 
 def pyarrow() -> Any:

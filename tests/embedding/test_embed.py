@@ -92,6 +92,16 @@ def test_it_goes_on_where_it_stopped(encoder: Encoder, tars: Path, tmp_path: Pat
     done.clear()
     embed(encoder, tars, out)
     assert done == []
+    for name in (
+        "img_emb/img_emb_00001.npy",
+        "metadata/metadata_00002.parquet",
+    ):  # of the same size, and another inside
+        place = out / name
+        before = place.read_bytes()
+        place.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        done.clear()
+        embed(encoder, tars, out)
+        assert (done, place.read_bytes()) == ([f"{int(place.stem[-5:])}.tar"], before)
 
 
 def test_two_ranks_write_what_one_does(encoder: Encoder, tars: Path, tmp_path: Path, two_ranks: Any) -> None:

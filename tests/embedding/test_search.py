@@ -172,10 +172,9 @@ def _record(folder: Path, change: dict[str, Any]) -> None:
     place.write_text(json.dumps(json.loads(place.read_text()) | change))
 
 
-def sizes(folder: Path) -> dict[str, int]:
-    return {
-        name: (folder / name).stat().st_size for name in json.loads((folder / "parts/00000.json").read_text())["files"]
-    }
+def sizes(folder: Path) -> dict[str, list[int]]:
+    names = json.loads((folder / "parts/00000.json").read_text())["files"]
+    return {name: [(folder / name).stat().st_size, 0] for name in names}
 
 
 def _billion(folder: Path) -> None:
@@ -202,6 +201,13 @@ def _rows_beyond(folder: Path) -> None:
     _record(folder, {"files": sizes(folder)})
 
 
+def _not_finite(folder: Path) -> None:
+    place = folder / "img_emb" / "img_emb_00000.npy"
+    data = bytearray(place.read_bytes())
+    data[-40:] = b"\xff" * 40
+    place.write_bytes(data)
+
+
 def _no_counts(folder: Path) -> None:
     place = folder / "manifest.json"
     found = json.loads(place.read_text())
@@ -217,9 +223,10 @@ def _no_counts(folder: Path) -> None:
         (_billion, r"img_emb_00000.npy"),
         (_text_thumbnails, r"metadata_00000.parquet cannot be read"),
         (_rows_beyond, r"texts_00000.parquet: image_row 1000000 of 12 pictures"),
+        (_not_finite, r"img_emb_00000.npy is damaged: .* run the same `clipkit embed` again"),
         (_no_counts, r"manifest.json: no manifest of embeddings"),
         (lambda folder: _record(folder, {"files": [1]}), "part 0 is not whole"),
-        (lambda folder: _record(folder, {"files": {"../../etc/passwd": 1}}), "part 0 is not whole"),
+        (lambda folder: _record(folder, {"files": {"../../etc/passwd": [1, 1]}}), "part 0 is not whole"),
         (lambda folder: _record(folder, {"images": 10**9}), r"img_emb_00000.npy: float16 \(12, \d+\), its record says"),
     ],
 )
