@@ -331,7 +331,7 @@ def search(
         raise ValueError(f"of={of!r}: images or texts")
     found = finder(folder, model=model, index=index, workers=workers)
     answers = list(zip(queries, found.words(queries, k, of), strict=True)) if queries else []
-    return answers + ([(str(image), found.picture(data, k, of))] if data is not None else [])
+    return answers + ([(str(image), found.picture(data, k, of, str(image)))] if data is not None else [])
 
 
 def _outcome(folder: Path) -> Outcome:

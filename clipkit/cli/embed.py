@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clipkit import api, distributed
+from clipkit.callbacks.say import say
 from clipkit.encoder import Encoder
 from clipkit.exporters.card import plain
 from clipkit.hardware import pick_device
@@ -29,9 +30,13 @@ def embed_all(model: str, data: str, *, out: Path, device: str, trust_code: bool
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
         task = bar.add_task("parts", total=None)
-        made = api.embed(
-            encoder, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
-        )
+        try:
+            made = api.embed(
+                encoder, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
+            )
+        except KeyboardInterrupt:
+            say("stopped; the parts that are done stay, and the same command goes on")
+            raise
     if distributed.rank() == 0:
         words = f"{made['images']:,} pictures and {made['captions']:,} captions"
         print(f"{words}, {made['dim']} values of {made['dtype']} each, in {made['parts']} part(s) of {out}")
@@ -57,6 +62,8 @@ def search(folder: Path, queries: Sequence[str], *, image: Path | None, html: Pa
     Raises:
         ValueError: If there is nothing to look for, or a file cannot be read.
     """
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--html {html}: a gallery is a page; name a file that ends in .html")
     if not queries and image is None:
         raise ValueError('nothing to look for: write clipkit search DIR "a red bicycle", or --image FILE, or --serve')
     answers = api.search(folder, list(queries), image=image, **how)

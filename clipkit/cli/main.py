@@ -203,6 +203,8 @@ def search(
     if serve:
         from clipkit import api
 
+        if queries or image is not None or html is not None:
+            raise ValueError("--serve takes its questions in the browser; leave the words, --image and --html out")
         try:
             from clipkit.embedding.serve import serve as answer
         except ImportError as error:

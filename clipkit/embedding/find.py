@@ -84,13 +84,14 @@ class Finder:
         """Whether a text is longer than the context of the model."""
         return token_counts(self.encoder.tokenize, [text])[0] > self.encoder.tokenize([text]).shape[1]
 
-    def picture(self, data: bytes, k: int, kind: Kind = "images") -> list[Hit]:
+    def picture(self, data: bytes, k: int, kind: Kind = "images", name: str = "the picture") -> list[Hit]:
         """The k pictures (or texts) nearest to a picture.
 
         Args:
             data: An image file.
             k: How many.
             kind: What to find.
+            name: What an error calls it.
 
         Raises:
             ValueError: If it cannot be read.
@@ -98,7 +99,7 @@ class Finder:
         try:
             pixels = decode_image(data)
         except BadSample as error:
-            raise ValueError(f"the picture cannot be read ({error}); give a JPEG, PNG, WebP, GIF or BMP") from error
+            raise ValueError(f"{name} cannot be read ({error}); give a whole JPEG, PNG, WebP, GIF or BMP") from error
         return self._nearest(self.encoder.encode_image([pixels]), k, kind)[0]
 
     def _nearest(self, query: Tensor, k: int, kind: Kind) -> list[list[Hit]]:

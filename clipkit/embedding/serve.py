@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from clipkit.embedding.find import Finder, Hit, Kind
@@ -36,6 +37,11 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
             number (127.0.0.1, ::1), which no site can have as its name.
     """
     app = FastAPI(title="clipkit search", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+        return JSONResponse({"error": found}, 400)
 
     @app.get("/")
     def home(q: str = "", k: int = 24, of: str = "images") -> HTMLResponse:
@@ -72,10 +78,22 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
 
 
 def serve(finder: Finder, *, host: str, port: int) -> None:
-    """Answer until interrupted."""
+    """Answer until interrupted.
+
+    Raises:
+        ValueError: If it cannot listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ValueError(
+            f"--host {host} --port {port}: cannot listen there ({error.strerror}); take another"
+        ) from error
     app = application(finder, hosts=names_of(host))
-    print(f"serving {finder.store.folder} on http://{host}:{port}/ (Ctrl-C ends)", flush=True)
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    shown = f"[{host}]" if ":" in host else host
+    print(f"serving {finder.store.folder} on http://{shown}:{listening.getsockname()[1]}/ (Ctrl-C ends)", flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 def names_of(host: str) -> list[str]:

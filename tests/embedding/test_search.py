@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import re
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch.nn.functional import normalize
 
 from clipkit import api
 from clipkit.cli import embed as verbs
+from clipkit.cli import main
 from clipkit.embedding import search as module
 from clipkit.embedding.approximate import Index
 from clipkit.embedding.embed import embed
@@ -141,6 +144,37 @@ def other_pair() -> Any:
 
     torch.manual_seed(1)
     return pair_from_config(TINY_MODEL, preprocess={})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["red", "--html", "letter.txt"], "--html letter.txt: a gallery is a page; name a file that ends in .html"),
+        (["red", "--serve"], "--serve takes its questions in the browser"),
+        (["--serve", "--port", "PORT"], r"--host 127.0.0.1 --port PORT: cannot listen there"),
+        (["--image", "broken.jpg"], r"broken.jpg cannot be read \(truncated"),
+    ],
+)
+def test_the_command_refuses(
+    finder: Finder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(api, "load", lambda *_, **__: finder.encoder)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letter.txt").write_text("dear")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code = main.run(["search", str(finder.store.folder), *(word.replace("PORT", port) for word in more)])
+    told = capsys.readouterr()
+    assert code == 2
+    assert re.search(message.replace("PORT", port), told.err), told.err
+    assert "serving" not in told.out
+    assert (tmp_path / "letter.txt").read_text() == "dear"
 
 
 def test_an_over_long_query_is_said(finder: Finder, caplog: pytest.LogCaptureFixture) -> None:
@@ -269,7 +303,7 @@ def test_the_api(client: Any, finder: Finder, album: Path) -> None:
     assert [(hit["row"], hit["score"]) for hit in hits] == [(hit.row, pytest.approx(hit.score)) for hit in expected]
     found = client.post("/api/search?k=1", content=(album / "06.png").read_bytes()).json()["hits"]
     assert found[0]["key"] == "06.png"
-    for query in ({"q": "x", "k": 0}, {"q": "x", "of": "sounds"}, {"q": ""}):
+    for query in ({"q": "x", "k": 0}, {"q": "x", "of": "sounds"}, {"q": ""}, {"q": "x", "k": "many"}, {}):
         answer = client.get("/api/search", params=query)
         assert answer.status_code == 400
         assert answer.json()["error"]
