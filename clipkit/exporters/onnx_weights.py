@@ -23,11 +23,11 @@ def pack(model: Any, precision: str) -> int:
     Args:
         model: An ``onnx.ModelProto`` of float32 weights.
         precision: ``float16``: every weight; ``int8``: matrices of products and convolutions, symmetric, a step size for each output channel,
-            where a channel has at least ``LEAST_FAN_IN`` weights.
+            where a channel has at least ``LEAST_FAN_IN`` weights; but the last product's, whose errors reach the embedding as they are.
 
     Returns:
-        How many large weights stay float32: beyond the range of float16, or in int8 of no such operator (embeddings, norms)
-        or of few weights a channel.
+        How many large weights stay float32: beyond the range of float16, or in int8 of no such operator (embeddings, norms),
+        of few weights a channel, or of the last product.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -67,7 +67,7 @@ def _quantised(values: np.ndarray[Any, Any], axis: int) -> tuple[np.ndarray[Any,
 
 
 def _channels(graph: Any) -> dict[str, int]:
-    """Weights of matrix products and convolutions, with the axis of their output channels; one that is used otherwise too is left out."""
+    """Weights of products and convolutions but the last, with the axis of their output channels; one that is used otherwise too is left out."""
     found: dict[str, int] = {}
     uses: dict[str, int] = {}
     shapes = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
@@ -81,4 +81,5 @@ def _channels(graph: Any) -> dict[str, int]:
                 found[name] = 0
             elif place == 1 and node.op_type in ("MatMul", "Gemm") and shapes[name] == 2:
                 found[name] = 0 if transposed else 1
-    return {name: axis for name, axis in found.items() if uses[name] == 1}
+    packed = list(found)[:-1]  # in the order of the graph; the last is the projection
+    return {name: found[name] for name in packed if uses[name] == 1}

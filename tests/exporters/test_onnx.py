@@ -84,13 +84,14 @@ def test_smaller_weights(vit: Encoder, folder: Path, photos: list[Image.Image], 
         assert 0 < (again - vit.encode_text(TEXTS)).abs().max() < 2e-2
 
 
-def test_int8_leaves_weights_of_few_a_channel_alone(tmp_path: Path) -> None:
+def test_int8_leaves_weights_of_few_a_channel_and_the_projection_alone(tmp_path: Path) -> None:
     encoder = build("convnext")
     make_format("onnx", {"precision": "int8"}).write(encoder, tmp_path)
     weights = {x.name: x for x in onnx.load(tmp_path / "visual.onnx").graph.initializer}
-    depthwise = "tower.model.trunk.stages.0.blocks.0.conv_dw.weight"
-    assert np.array_equal(onnx.numpy_helper.to_array(weights[depthwise]), encoder.image.state_dict()[depthwise[6:]])
-    assert weights["tower.model.head.proj.weight.int8"].data_type == onnx.TensorProto.INT8
+    for name in ("trunk.stages.0.blocks.0.conv_dw.weight", "head.proj.weight"):
+        held = onnx.numpy_helper.to_array(weights[f"tower.model.{name}"])
+        assert np.array_equal(held, encoder.image.state_dict()[f"model.{name}"])
+    assert weights["tower.model.trunk.stages.1.downsample.1.weight.int8"].data_type == onnx.TensorProto.INT8
 
 
 def test_the_gate_of_int8_asks_more_than_a_few(tmp_path: Path) -> None:
