@@ -121,6 +121,8 @@ def test_several_formats_and_their_options(trained, tmp_path):
 
 BAD = [
     (["--format", "onnxx"], "there is no export format 'onnxx'; known: open_clip, onnx"),
+    (["--format", "generic"], "the generic ONNX files are onnx"),
+    (["--format", "onnx", "--option", "opset=18.0"], "the format onnx takes no opset=18.0; 18, 19, 20, 21, 22, 23"),
     (["--format", "open_clip", "--format", "open_clip"], "one is named twice"),
     (["--option", "colour=red"], "the format open_clip has no option 'colour'"),
     (["--option", "colour"], "write key=value"),
