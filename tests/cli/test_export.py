@@ -149,6 +149,15 @@ def test_what_is_refused_leaves_nothing(trained, tmp_path, capsys, arguments, wo
     assert not list(tmp_path.iterdir())
 
 
+def test_what_one_of_several_formats_cannot_hold_is_refused_before_the_first_is_written(trained, tmp_path, capsys):
+    wide = TINY_MODEL | {"vision_cfg": TINY_MODEL["vision_cfg"] | {"image_size": [32, 48]}}
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    formats = ["--format", "open_clip", "--format", "transformers"]
+    assert export(tmp_path / "wide.json", *formats, out=tmp_path / "out") == 2
+    assert "take square images, not 32 x 48" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.json"]
+
+
 def test_a_run_in_training_is_refused_and_its_checkpoint_is_not(trained, tmp_path, capsys):
     code = (
         "import sys; from pathlib import Path; from clipkit.in_training import training_in\n"
