@@ -229,11 +229,13 @@ def _siglip_config(encoder: Encoder) -> dict[str, Any]:
     }
     words = _text_config(encoder)
     act = text.transformer.resblocks[0].mlp.gelu
+    tokenize: Any = encoder.tokenize
+    end = tokenize.eot_token_id if hasattr(tokenize, "eot_token_id") else tokenize.tokenizer.eos_token_id
     words["hidden_act"] = "gelu_pytorch_tanh" if getattr(act, "approximate", "") == "tanh" else _act(encoder)
     words |= {
         "projection_size": int(encoder.info.config["embed_dim"]),
         "bos_token_id": 0,
-        "eos_token_id": 1,
+        "eos_token_id": 1 if end is None else int(end),
         "pad_token_id": 0,
     }
     return {"text_config": words, "vision_config": vision}

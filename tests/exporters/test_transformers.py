@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from clipkit.encoder import Encoder
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
-from clipkit.exporters.transformers import TransformersFormat
+from clipkit.exporters.transformers import TransformersFormat, _siglip_config
 
 from .conftest import CONFIGS, PREPROCESS, TEXT, TEXTS, build
 
@@ -61,6 +61,14 @@ def test_siglip(photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.M
     assert not report.details["deviations"]  # no crop
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "siglip"
+    assert config["text_config"]["eos_token_id"] == 49407  # the tokenizer's own
+
+
+def test_siglip_without_an_end_of_text_has_that_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = siglip(monkeypatch)
+    for own, written in ((None, 1), (7, 7)):
+        encoder.tokenize = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=own))  # type: ignore[assignment]
+        assert _siglip_config(encoder)["text_config"]["eos_token_id"] == written
 
 
 def test_towers_that_transformers_has_no_class_for_are_refused(tmp_path: Path) -> None:
