@@ -14,10 +14,11 @@ def require_free(out: Path, *, force: bool) -> None:
     """Whether a folder may be made.
 
     Raises:
-        ValueError: If it is a file, or holds files and ``force`` is not set.
+        ValueError: If it or what should hold it is a file, or it holds files and ``force`` is not set.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; name a folder to export into")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file; name a folder to export into")
     if out.is_dir() and any(out.iterdir()) and not force:
         raise ValueError(f"{out} is not empty; name another folder, or replace it with force=True (--force)")
 
