@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -254,7 +253,7 @@ def run(arguments: list[str] | None = None) -> int:
     global _arguments
     _arguments = arguments
     fits = (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]
-    with answering() if fits else contextlib.nullcontext():
+    with answering(training=fits):
         return _run(arguments)
 
 
