@@ -204,6 +204,43 @@ def test_a_corrupted_checkpoint_is_refused(trained, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_a_record_that_a_kill_cut_short_is_exported_and_said(trained, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "val/de')
+    assert export(copy, "--no-average", out=tmp_path / "out") == 0
+    note = "the last line of metrics.jsonl is torn and was left out"
+    assert note in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert note in card
+    assert "| `validation data` | `loss` |" in card
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"samples": 3}', "no object with a `step`"),
+        ('{"step": "four"}', "no object with a `step`"),
+        ("[4]", "no object"),
+        ('{"step": 99, "val/de', "Unterminated string"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_line(trained, tmp_path, capsys, line, why):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    record = copy / "metrics.jsonl"
+    first, *rest = record.read_text().splitlines()
+    record.write_text("\n".join([first, line, *rest]) + "\n")
+    assert export(copy, out=tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"error: {record}, line 2: {why}" in said
+    assert "mend or remove that line" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
