@@ -87,3 +87,28 @@ def test_a_signal_while_it_loads_is_answered_with_75():
             75,
             f"stopped by {number.name} outside training; nothing is lost, the same command goes on\n",
         )
+
+
+def test_other_commands_unwind_and_their_forked_workers_end_as_ever():
+    code = (
+        "import multiprocessing, os, signal, sys, time, clipkit.api as api\n"
+        "def explain(*a, **k):\n"
+        "    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "    child.start(); time.sleep(0.5); child.terminate(); child.join()\n"
+        "    print(child.exitcode, flush=True)\n"
+        "    try: time.sleep(60)\n"
+        "    finally: print('put away', flush=True)\n"
+        "import clipkit.cli.explain as verb\n"
+        "verb.explain_image = explain\n"
+        "from clipkit.cli.main import run\nsys.exit(run(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, "explain", "model", "a.png", "a cat"]
+    for alone, (code_there, put_away) in (({}, (143, "put away\n")), ({"LOCAL_RANK": "0"}, (-signal.SIGTERM, ""))):
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | alone
+        )
+        assert process.stdout.readline() == f"{-signal.SIGTERM}\n"
+        process.send_signal(signal.SIGTERM)
+        done, said = process.communicate(timeout=30)
+        assert (process.returncode, done) == (code_there, put_away)
+        assert said == ("stopped by SIGTERM\n" if put_away else "")  # a rank under a launcher ends at once

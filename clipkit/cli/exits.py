@@ -12,6 +12,8 @@ from clipkit.data.urls import shown
 # typer brings its own copy of click; this is that copy's base of all usage errors
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+# a place that the user named and that is none, or no place to write to; a full or broken disk is nobody's input
+_PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def exit_code(error: BaseException) -> tuple[int, str]:
@@ -35,10 +37,26 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return (error.code if isinstance(error.code, int) else FAILURE), ""
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return INTERRUPTED, "interrupted"
-    if os.environ.get("CLIPKIT_TRACEBACK"):
-        return (BAD_INPUT if isinstance(error, ValueError) else FAILURE), "".join(traceback.format_exception(error))
+    code, message = _failed(error)
+    if not message or os.environ.get("CLIPKIT_TRACEBACK"):
+        message = "".join(traceback.format_exception(error))
+    return code, message
+
+
+def _failed(error: BaseException) -> tuple[int, str]:
+    """The code of an error and one line; no line where only its traceback says where it comes from."""
     if isinstance(error, ValueError):
         return BAD_INPUT, f"error: {error}"
+    if isinstance(error, OSError):
+        named = isinstance(error, _PLACES) and error.filename is not None
+        return (BAD_INPUT if named else FAILURE), f"error: {_place(error)}"
     if type(error).__module__.startswith("clipkit."):  # our own failures say all there is to say
         return FAILURE, f"error: {error}"
-    return FAILURE, "".join(traceback.format_exception(error))
+    return FAILURE, ""
+
+
+def _place(error: OSError) -> str:
+    """Where, and why not: ``out/a: Is a directory``."""
+    names = [os.fsdecode(x) for x in (error.filename, error.filename2) if isinstance(x, str | bytes | os.PathLike)]
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{' to '.join(names)}: {why}" if names else why

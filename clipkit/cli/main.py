@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -269,7 +268,7 @@ def run(arguments: list[str] | None = None) -> int:
     global _arguments
     _arguments = arguments
     fits = (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]
-    with answering() if fits else contextlib.nullcontext():
+    with answering(training=fits):
         return _run(arguments)
 
 
@@ -279,15 +278,17 @@ def _run(arguments: list[str] | None) -> int:
 
         if started_here():
             die_with_torchrun()
+    alone = False
     try:
         result = app(arguments, standalone_mode=False)
         code, message = (int(result) if isinstance(result, int) else 0), ""
     except BaseException as error:
         code, message = exit_code(error)
+        alone = isinstance(error, OSError)  # a place may be missing for one rank only: torchrun must end the others
     if os.environ.get("CLIPKIT_OUTCOME"):
         from clipkit.launch import leave_word
 
-        if leave_word(code, message) and code in (0, 2, 75):
+        if leave_word(code, message) and code in (0, 2, 75) and not alone:
             return 0
     if message:
         print(message, file=sys.stderr)

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from clipkit.exporters.candidate import Format
@@ -49,10 +49,11 @@ def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
         options: Fields of its class, such as ``{"precision": "float16"}``.
 
     Raises:
-        ValueError: If there is no such format or option, or what it needs is not installed; with the known ones, or the install line.
+        ValueError: If there is no such format, option or value, or what it needs is not installed; with the known ones, or the install line.
     """
     if name not in FORMATS:
-        raise ValueError(f"there is no export format {name!r}; known: {', '.join(FORMATS)}")
+        others = f"known: {', '.join(FORMATS)}; the generic ONNX files are onnx"
+        raise ValueError(f"there is no export format {name!r}; {others}")
     entry = FORMATS[name]
     missing = [package for package in entry.needs if importlib.util.find_spec(package) is None]
     if missing:
@@ -62,8 +63,26 @@ def make_format(name: str, options: Mapping[str, Any] | None = None) -> Format:
         raise ValueError(f"the format {name} needs {', '.join(missing)}, which is not installed: {line}")
     kind = importlib.import_module(f"clipkit.exporters.{entry.module}").FORMAT
     known = [field.name for field in dataclasses.fields(kind)]
-    for option in options or {}:
+    types = get_type_hints(kind)
+    for option, value in (options or {}).items():
         if option not in known:
             said = f"its options are {', '.join(known)}" if known else "it has none"
             raise ValueError(f"the format {name} has no option {option!r}; {said}")
+        if said := _refused(value, types[option]):
+            raise ValueError(f"the format {name} takes no {option}={value!r}; {said}")
     return cast("Format", kind(**(options or {})))
+
+
+def _refused(value: Any, wanted: Any) -> str:
+    """What an option of a type takes, where it does not take a value; 18.0 and True are not 18 and 1, which they equal.
+
+    >>> _refused("int8", Literal["int64", "int32"])
+    'int64, int32'
+    >>> _refused(18.0, int), _refused(18, int)
+    ('int', '')
+    """
+    if get_origin(wanted) is Literal:
+        known = get_args(wanted)
+        taken = any(type(value) is type(one) and value == one for one in known)
+        return "" if taken else ", ".join(map(str, known))
+    return "" if type(value) is wanted else str(wanted.__name__)

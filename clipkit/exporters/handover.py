@@ -80,6 +80,8 @@ def make_ready(
     loaded = [_load(one, average, say) for one in (model, *merge_with)]
     known = [Provenance.of(encoder) for encoder in loaded]
     for origin in known:
+        for note in origin.notes:
+            say(f"{origin.model}: {note}")
         step, steps = origin.step or 0, origin.steps or 0
         if (Path(origin.model) / "checkpoints").is_dir() and step < steps:
             say(f"{origin.model} did not end: this is its step {step:,} of {steps:,}")

@@ -21,7 +21,7 @@ from clipkit.exporters import onnx_graph
 from clipkit.exporters.beside import refuse
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.embedders import example_image, example_text, image_embedder, text_embedder
-from clipkit.exporters.transformers import crops_elsewhere, fast_tokenizer
+from clipkit.exporters.transformers import crops_elsewhere, fast_tokenizer, refuse_tokenizer
 from clipkit.towers.onnx import OnnxModel
 
 OPSET, IMAGE, TEXT = 19, "visual", "textual"
@@ -37,8 +37,9 @@ visual = onnxruntime.InferenceSession("FOLDER/visual/model.onnx")      # image (
 textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1, context length) int32 -> embedding (1, D)"""
 
     def refuse(self, encoder: Encoder) -> None:
-        """What holds no weights, and a resize that immich has not."""
+        """What holds no weights, a resize that immich has not, and a cleaning of texts that its tokenizers have not."""
         refuse(encoder, self.name)
+        refuse_tokenizer(encoder)
         height, width = encoder.preprocess.size
         mode = encoder.info.preprocess["resize_mode"]
         if height != width or mode not in ("shortest", "squash"):

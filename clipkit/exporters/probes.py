@@ -19,6 +19,7 @@ FEWEST = 8  # probes, so that a batch of seven is full
 # columns, rows and mode of more images: contact sheets of the first few. The last is opaque: what transparency shows is a rule of ours
 SHEETS = ((3, 2, "RGB"), (2, 3, "RGB"), (2, 2, "L"), (3, 1, "RGBA"))
 CELL = (157, 149)  # odd, so that crops are uneven
+ORIENTATION = 0x0112  # EXIF's tag
 HARD_TEXTS = ("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40)
 
 
@@ -27,7 +28,7 @@ class Probes:
     """Real inputs that both encoders get.
 
     Args:
-        images: Images (N): the user's, and contact sheets of them, of which one is gray and one has an alpha channel.
+        images: Images (N): the user's, and contact sheets of them, of which one is gray and one has an opaque alpha channel.
         image_names: What messages call them (N).
         texts: Texts (M), the user's and ``HARD_TEXTS``.
         flattened: How many images were neither RGB nor gray and were made so by our colour rules first (transparency on
@@ -62,7 +63,7 @@ class Probes:
         opened, names, flattened = [], [], 0
         for number, given_image in enumerate(images):
             name, image = _open(given_image, number)
-            turned = image.getexif().get(0x0112, 1) != 1
+            turned = image.getexif().get(ORIENTATION, 1) != 1
             plain = image.mode in ("RGB", "L") and not turned and "transparency" not in image.info
             flattened += not plain
             opened.append(image if plain else to_pil_image(image_tensor(image)))
@@ -91,6 +92,23 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, rows: int) -> Ima
         row, column = divmod(number, columns)
         sheet.paste(image.resize(CELL), (column * CELL[0], row * CELL[1]))
     return sheet
+
+
+def rule_probes(images: Sequence[Image.Image]) -> dict[str, Image.Image]:
+    """A half-transparent picture and one that EXIF turns, by the rule of ours that each shows; square, so that no crop differs.
+
+    Args:
+        images: Real images, of which the first four are in both.
+    """
+    plain = contact_sheet(images[:4], 2, 2).resize((2 * CELL[0], 2 * CELL[0]))
+    clear, stored = plain.copy(), io.BytesIO()
+    clear.putalpha(128)
+    orientation = Image.Exif()
+    orientation[ORIENTATION] = 6
+    plain.save(stored, "PNG", exif=orientation)
+    turned = Image.open(stored)  # as a receiver gets it: out of a file
+    turned.load()
+    return {"transparency": clear, "orientation": turned}
 
 
 def text_name(text: str) -> str:

@@ -21,12 +21,20 @@ from clipkit.exporters.candidate import Candidate, Format
 from clipkit.exporters.folder import new_folder
 from clipkit.exporters.offline import offline
 from clipkit.exporters.parity import Bounds, Check, ParityReport
-from clipkit.exporters.probes import RANKED, Probes, embedded_probes, text_name
+from clipkit.exporters.probes import RANKED, Probes, embedded_probes, rule_probes, text_name
 
 PARITY = "parity.json"
 FEW = (
     8  # probes that a batch size other than the largest sees: the first four and the last four, which are the hard ones
 )
+
+# how a receiver that has not each of our rules for pictures is told so
+RULES = {
+    "transparency": "transparent pictures are not laid on white here, as clipkit lays them: a half-transparent probe has centred cosine {:.4f} "
+    "with the encoder (a known difference, not held); lay them on white before",
+    "orientation": "pictures are not turned as EXIF says here, as clipkit turns them: a probe of orientation 6 has centred cosine {:.4f} "
+    "with the encoder (a known difference, not held); turn them before (PIL.ImageOps.exif_transpose)",
+}
 
 
 def export_encoder(
@@ -106,7 +114,9 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
             checks.append(_temperature(encoder, candidate))
         controls = parity.controls(encoder, probes.images, image.ours)
         deviations = _deviations(image, candidate)
-    details = _details(encoder, candidate, probes) | {"deviations": deviations}
+        rules = _rules(encoder, candidate, image)
+    details = _details(encoder, candidate, probes) | {"deviations": deviations, "rules": rules}
+    details["said"] += [RULES[rule].format(x) for rule, x in rules.items() if not x >= bounds.least_cosine]
     return ParityReport(format.name, encoder.info.model, tuple(checks), controls, details, bounds.least_cosine)
 
 
@@ -207,6 +217,15 @@ def _deviations(side: Side, candidate: Candidate) -> dict[str, float]:
     centre = side.ours.mean(0)
     cosines = torch.cosine_similarity(side.ours[rows] - centre, theirs - centre)
     return {side.names[i]: float(x) for i, x in zip(rows, cosines, strict=True)}
+
+
+def _rules(encoder: Encoder, candidate: Candidate, side: Side) -> dict[str, float]:
+    """Centred cosine of a picture for each of our rules that a receiver may not have: measured, not held."""
+    probes = rule_probes(side.raw)
+    images, centre = list(probes.values()), side.ours.mean(0)
+    theirs = in_batches(candidate.raw_image, images, max(candidate.batches))
+    cosines = torch.cosine_similarity(encoder.encode_image(images) - centre, theirs - centre)
+    return dict(zip(probes, cosines.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from clipkit.checkpoint import INFO, MANIFEST
+from clipkit.config.json_text import parse_json
 from clipkit.data.urls import shown
 from clipkit.encoder import Encoder
 from clipkit.evaluation.digests import digest
@@ -159,6 +160,7 @@ def _trained(plain: Provenance, checkpoint: Path) -> Provenance:
         notes.append(
             "the weights are the run's moving average; figures that the run logged are of the weights of the step itself"
         )
+    logged, torn = _logged(run / _RECORD, step)
     return replace(
         plain,
         step=step,
@@ -166,8 +168,8 @@ def _trained(plain: Provenance, checkpoint: Path) -> Provenance:
         command=shown(_text(run / _COMMAND)),
         config=shown(_text(run / _CONFIG)),
         data=data,
-        figures=(*_logged(run / _RECORD, step), *_measured(run, plain.weights)),
-        notes=tuple(notes),
+        figures=(*logged, *_measured(run, plain.weights)),
+        notes=(*notes, *torn),
     )
 
 
@@ -175,18 +177,39 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace").strip() if path.is_file() else ""
 
 
-def _logged(record: Path, step: int) -> Iterator[Figure]:
-    """Figures of the run's last evaluation up to the step."""
+def _logged(record: Path, step: int) -> tuple[list[Figure], list[str]]:
+    """Figures of the run's last evaluation up to the step, and a note where a kill or a full disk cut the last line short.
+
+    Raises:
+        ValueError: If another line is damaged.
+    """
     last: dict[str, Any] = {}
-    for text in _text(record).splitlines():
-        line = json.loads(text)
+    texts = _text(record).splitlines()
+    notes = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = parse_json(text)
+        except ValueError as error:
+            if number == len(texts):
+                notes.append(f"the last line of {record.name} is torn and was left out")
+                break
+            raise _damaged(record, number, str(error)) from error
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise _damaged(record, number, "no object with a `step`")
         if line["step"] <= step and any(name.startswith("val/") for name in line):
             last = line
     metrics = {name.removeprefix("val/"): value for name, value in last.items() if name.startswith("val/")}
     tasks = {name.rpartition("/")[0] for name in metrics}
+    figures: list[Figure] = []
     for task in sorted(tasks):
         own = {name.rpartition("/")[2]: value for name, value in metrics.items() if name.rpartition("/")[0] == task}
-        yield from _figures(task or "validation data", own, f"{record.name}, step {last['step']}")
+        figures += _figures(task or "validation data", own, f"{record.name}, step {last['step']}")
+    return figures, notes
+
+
+def _damaged(record: Path, number: int, why: str) -> ValueError:
+    cure = "mend or remove that line; without the file the card has no figures of the run itself"
+    return ValueError(f"{record}, line {number}: {why}; {cure}")
 
 
 def _measured(run: Path, weights: str) -> Iterator[Figure]:

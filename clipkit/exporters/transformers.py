@@ -36,19 +36,19 @@ processor = AutoProcessor.from_pretrained("FOLDER")
 inputs = processor(text=texts, images=images, padding="max_length", truncation=True, return_tensors="pt")"""
 
     def refuse(self, encoder: Encoder) -> None:
-        """All but two native transformers, or timm's SigLIP image tower beside a native text tower."""
-        kind_of(encoder)
+        """All but two native transformers, or timm's SigLIP image tower beside a native text tower; other sizes, resizes and tokenizers."""
+        kind = kind_of(encoder)
+        _model_config(encoder, kind)
+        _image_processor(encoder, kind)
+        refuse_tokenizer(encoder)
 
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Write configuration, weights, image processor and tokenizer."""
         from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
         kind = kind_of(encoder)
-        model: Any = (
-            CLIPModel(CLIPConfig(**_clip_config(encoder)))
-            if kind == "clip"
-            else SiglipModel(SiglipConfig(**_siglip_config(encoder)))
-        )
+        config = _model_config(encoder, kind)
+        model: Any = CLIPModel(CLIPConfig(**config)) if kind == "clip" else SiglipModel(SiglipConfig(**config))
         state = (clip_state if kind == "clip" else siglip_state)(encoder)
         lost = model.load_state_dict(state, strict=False)
         missing = [key for key in lost.missing_keys if not key.endswith("position_ids")]
@@ -102,6 +102,7 @@ inputs = processor(text=texts, images=images, padding="max_length", truncation=T
 
 
 FORMAT = TransformersFormat
+RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 _CROP = (
     "transformers rounds an odd margin of the centre crop down where open_clip rounds to even: one pixel beside it for some images "
     "that are not square"
@@ -182,6 +183,10 @@ def _text_config(encoder: Encoder) -> dict[str, Any]:
     }
 
 
+def _model_config(encoder: Encoder, kind: str) -> dict[str, Any]:
+    return _clip_config(encoder) if kind == "clip" else _siglip_config(encoder)
+
+
 def _clip_config(encoder: Encoder) -> dict[str, Any]:
     image: Any = encoder.image.model
     block = image.transformer.resblocks[0]
@@ -224,11 +229,13 @@ def _siglip_config(encoder: Encoder) -> dict[str, Any]:
     }
     words = _text_config(encoder)
     act = text.transformer.resblocks[0].mlp.gelu
+    tokenize: Any = encoder.tokenize
+    end = tokenize.eot_token_id if hasattr(tokenize, "eot_token_id") else tokenize.tokenizer.eos_token_id
     words["hidden_act"] = "gelu_pytorch_tanh" if getattr(act, "approximate", "") == "tanh" else _act(encoder)
     words |= {
         "projection_size": int(encoder.info.config["embed_dim"]),
         "bos_token_id": 0,
-        "eos_token_id": 1,
+        "eos_token_id": 1 if end is None else int(end),
         "pad_token_id": 0,
     }
     return {"text_config": words, "vision_config": vision}
@@ -252,6 +259,10 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
         raise ValueError(
             f"transformers' processors do not resize by {own['resize_mode']!r}; squash and shortest they do"
         )
+    if own["interpolation"] not in RESAMPLE:
+        raise ValueError(
+            f"transformers' processors do not interpolate by {own['interpolation']!r}; {' and '.join(RESAMPLE)} they do"
+        )
     return {
         "do_resize": True,
         "do_rescale": True,
@@ -260,7 +271,7 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
         "rescale_factor": 1 / 255,
         "image_mean": list(own["mean"]),
         "image_std": list(own["std"]),
-        "resample": {"bicubic": 3, "bilinear": 2}[own["interpolation"]],
+        "resample": RESAMPLE[own["interpolation"]],
         # CLIP's processor alone crops; squashing needs both sides named
         "do_center_crop": crop,
         "crop_size": {"height": side, "width": side},
@@ -268,6 +279,17 @@ def _image_processor(encoder: Encoder, kind: str) -> dict[str, Any]:
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "CLIPProcessor" if kind == "clip" else "SiglipProcessor",
     }
+
+
+def refuse_tokenizer(encoder: Encoder) -> None:
+    """A tokenizer whose cleaning of texts transformers cannot do; open_clip's own has one that it can.
+
+    Raises:
+        ValueError: Naming it.
+    """
+    tokenize: Any = encoder.tokenize
+    if not hasattr(tokenize, "bpe_ranks"):
+        cleaning(tokenize.clean_fn.__name__)
 
 
 def fast_tokenizer(encoder: Encoder) -> Any:

@@ -121,6 +121,8 @@ def test_several_formats_and_their_options(trained, tmp_path):
 
 BAD = [
     (["--format", "onnxx"], "there is no export format 'onnxx'; known: open_clip, onnx"),
+    (["--format", "generic"], "the generic ONNX files are onnx"),
+    (["--format", "onnx", "--option", "opset=18.0"], "the format onnx takes no opset=18.0; 18, 19, 20, 21, 22, 23"),
     (["--format", "open_clip", "--format", "open_clip"], "one is named twice"),
     (["--option", "colour=red"], "the format open_clip has no option 'colour'"),
     (["--option", "colour"], "write key=value"),
@@ -145,6 +147,15 @@ def test_what_is_refused_leaves_nothing(trained, tmp_path, capsys, arguments, wo
     assert words in said
     assert "Traceback" not in said
     assert not list(tmp_path.iterdir())
+
+
+def test_what_one_of_several_formats_cannot_hold_is_refused_before_the_first_is_written(trained, tmp_path, capsys):
+    wide = TINY_MODEL | {"vision_cfg": TINY_MODEL["vision_cfg"] | {"image_size": [32, 48]}}
+    (tmp_path / "wide.json").write_text(json.dumps(wide))
+    formats = ["--format", "open_clip", "--format", "transformers"]
+    assert export(tmp_path / "wide.json", *formats, out=tmp_path / "out") == 2
+    assert "take square images, not 32 x 48" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.json"]
 
 
 def test_a_run_in_training_is_refused_and_its_checkpoint_is_not(trained, tmp_path, capsys):
@@ -191,6 +202,43 @@ def test_a_corrupted_checkpoint_is_refused(trained, tmp_path, capsys):
     assert export(copy, out=tmp_path / "out") == 2
     assert "has no checkpoint that verifies" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_record_that_a_kill_cut_short_is_exported_and_said(trained, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "val/de')
+    assert export(copy, "--no-average", out=tmp_path / "out") == 0
+    note = "the last line of metrics.jsonl is torn and was left out"
+    assert note in capsys.readouterr().err
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert note in card
+    assert "| `validation data` | `loss` |" in card
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"samples": 3}', "no object with a `step`"),
+        ('{"step": "four"}', "no object with a `step`"),
+        ("[4]", "no object"),
+        ('{"step": 99, "val/de', "Unterminated string"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_damaged_record_is_named_with_its_line(trained, tmp_path, capsys, line, why):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    record = copy / "metrics.jsonl"
+    first, *rest = record.read_text().splitlines()
+    record.write_text("\n".join([first, line, *rest]) + "\n")
+    assert export(copy, out=tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert f"error: {record}, line 2: {why}" in said
+    assert "mend or remove that line" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, monkeypatch):

@@ -141,8 +141,13 @@ def test_load_takes_the_folder(folder: Path, vit: Encoder, photos: list[Image.Im
 
 def test_bad_files_and_options(folder: Path, tmp_path: Path) -> None:
     for options, said in (
-        ({"opset": 17}, "opset 17: torch's exporter writes 18 to 23"),
-        ({"tokens": "int8"}, "tokens='int8': int64 or int32"),
+        ({"opset": 17}, "takes no opset=17; 18, 19, 20, 21, 22, 23"),
+        ({"opset": 18.0}, "takes no opset=18.0; 18, 19, 20, 21, 22, 23"),
+        ({"opset": "18"}, "takes no opset='18'; 18, 19"),
+        ({"opset": True}, "takes no opset=True; 18, 19"),
+        ({"opset": [18]}, r"takes no opset=\[18\]; 18, 19"),
+        ({"tokens": "int8"}, "takes no tokens='int8'; int64, int32"),
+        ({"pixels": None}, "takes no pixels=None; float, uint8"),
         ({"colour": 1}, "has no option 'colour'; its options are opset, tokens"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from clipkit.encoder import Encoder
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
-from clipkit.exporters.transformers import TransformersFormat
+from clipkit.exporters.transformers import TransformersFormat, _siglip_config
 
 from .conftest import CONFIGS, PREPROCESS, TEXT, TEXTS, build
 
@@ -57,7 +59,16 @@ def test_siglip(photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.M
     report = export_encoder(siglip(monkeypatch), FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
     assert report.held
     assert not report.details["deviations"]  # no crop
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "siglip"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "siglip"
+    assert config["text_config"]["eos_token_id"] == 49407  # the tokenizer's own
+
+
+def test_siglip_without_an_end_of_text_has_that_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = siglip(monkeypatch)
+    for own, written in ((None, 1), (7, 7)):
+        encoder.tokenize = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=own))  # type: ignore[assignment]
+        assert _siglip_config(encoder)["text_config"]["eos_token_id"] == written
 
 
 def test_towers_that_transformers_has_no_class_for_are_refused(tmp_path: Path) -> None:
@@ -65,6 +76,32 @@ def test_towers_that_transformers_has_no_class_for_are_refused(tmp_path: Path) -
         with pytest.raises(ValueError, match=said):
             export_encoder(build(name), FORMAT, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": [48, 64]}, "square images, not 48 x 64"),
+        ({"resize_mode": "longest"}, "do not resize by 'longest'"),
+        ({"interpolation": "nearest"}, "do not interpolate by 'nearest'"),
+        ({"size": [32, 32]}, "built for .* and takes 32 x 32"),
+    ],
+)
+def test_preprocessing_that_it_cannot_do_is_refused_before_anything_is_written(
+    change: dict[str, Any], said: str
+) -> None:
+    encoder = build("vit")
+    encoder.info = replace(encoder.info, preprocess=encoder.info.preprocess | change)
+    encoder.preprocess = replace(encoder.preprocess, size=tuple(change.get("size", encoder.preprocess.size)))
+    with pytest.raises(ValueError, match=said):
+        FORMAT.refuse(encoder)
+
+
+def test_a_cleaning_that_it_cannot_do_is_refused_before_anything_is_written() -> None:
+    encoder = build("vit")
+    encoder.tokenize = SimpleNamespace(tokenizer=None, clean_fn=len, eot_token_id=2, sot_token_id=1)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="cleaning len has no counterpart"):
+        FORMAT.refuse(encoder)
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
