@@ -187,7 +187,7 @@ def export(
         weights: The share of each of those (``merge=[b], weights=[0.5]`` is half way from ``model`` to ``b``); none for equal shares.
         average: Whether to take a run's moving average of the weights, where it keeps one (``optim.ema``).
         licence: Of the weights, for the card.
-        force: Whether to replace a folder that is not empty.
+        force: Whether to replace a folder that is not empty: an earlier export goes, anything else but a run moves to ``OUT.replaced``.
 
     Returns:
         The parity report, which also stands in ``OUT/parity.json``.

@@ -137,7 +137,12 @@ def export(
         bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
     ] = True,
     license: Annotated[str | None, typer.Option(help="Of the weights, for the card: apache-2.0, cc-by-4.0 ...")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Replace an earlier export; anything else in OUT but a run moves to OUT.replaced."
+        ),
+    ] = False,
     push: Annotated[
         str | None, typer.Option(help="org/repo on the Hugging Face hub to upload to, once proven.")
     ] = None,

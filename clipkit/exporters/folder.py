@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
+import itertools
+import logging
 import os
 import re
 import shutil
@@ -12,6 +14,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
+PARITY = "parity.json"
 CLAIM = ".exporting"
 WORDS = (
     "clipkit export: made and removed by clipkit; safe to delete with the folders of its number once no export runs\n"
@@ -22,13 +26,15 @@ def require_free(out: Path, *, force: bool) -> None:
     """Whether a folder may be made.
 
     Raises:
-        ValueError: If it or what should hold it is a file, or it holds files and ``force`` is not set.
+        ValueError: If it or what should hold it is a file, or it holds files and ``force`` is not set, or a run, which is never replaced.
     """
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"{there} is a file; name a folder to export into")
+    if (out / "checkpoints").is_dir():
+        raise ValueError(f"{out} holds a run, which no export replaces; name another folder")
     if out.is_dir() and any(out.iterdir()) and not force:
-        raise ValueError(f"{out} is not empty; name another folder, or replace it with force=True (--force)")
+        raise ValueError(f"{out} is not empty; name another folder, or replace it with --force")
 
 
 @contextlib.contextmanager
@@ -37,7 +43,8 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
 
     Args:
         out: The folder to make.
-        force: Whether one that holds files may be replaced; it stays untouched until the new one is complete.
+        force: Whether one that holds files may be replaced; it stays untouched until the new one is complete. An earlier export goes then,
+            anything else is kept beside it as ``NAME.replaced``, and that is said.
 
     Yields:
         The folder to fill.
@@ -61,13 +68,26 @@ def new_folder(out: Path, *, force: bool = False) -> Iterator[Path]:
         finally:
             if old.is_dir() and not out.is_dir():  # the second rename failed: put back what was there
                 os.rename(old, out)
-            for left in (fresh, old):
-                shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+            _retire(old, out)
 
 
 def _places(out: Path, mark: str) -> tuple[Path, Path]:
     """Where the new folder grows, and where the one that it replaces waits for it."""
     return out.with_name(f".{out.name}.new-{mark}"), out.with_name(f".{out.name}.old-{mark}")
+
+
+def _retire(old: Path, out: Path) -> None:
+    """What was replaced: an export can be made again, anything else is kept."""
+    if not old.is_dir():
+        return
+    if (old / PARITY).is_file() or not any(old.iterdir()):
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    names = (out.with_name(f"{out.name}.replaced{f'-{number}' if number > 1 else ''}") for number in itertools.count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    os.rename(old, kept)
+    _log.warning("%s was no export: what it held is kept in %s", out, kept)
 
 
 @contextlib.contextmanager
@@ -103,6 +123,6 @@ def _sweep(out: Path) -> None:
             if old.is_dir() and not out.exists():  # killed between the two renames: what was there is still the user's
                 os.rename(old, out)
             elif not fresh.exists():  # the new one had taken its place
-                shutil.rmtree(old, ignore_errors=True)
+                _retire(old, out)
             shutil.rmtree(fresh, ignore_errors=True)
             claim.unlink(missing_ok=True)

@@ -18,12 +18,11 @@ from torch import Tensor
 from clipkit.encoder import Encoder
 from clipkit.exporters import parity
 from clipkit.exporters.candidate import Candidate, Format
-from clipkit.exporters.folder import new_folder
+from clipkit.exporters.folder import PARITY, new_folder
 from clipkit.exporters.offline import offline
 from clipkit.exporters.parity import Bounds, Check, ParityReport
 from clipkit.exporters.probes import RANKED, Probes, embedded_probes, rule_probes, text_name
 
-PARITY = "parity.json"
 FEW = (
     8  # probes that a batch size other than the largest sees: the first four and the last four, which are the hard ones
 )

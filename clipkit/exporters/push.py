@@ -13,7 +13,7 @@ from typing import Any
 from clipkit.config.names import DISTRIBUTION
 from clipkit.data.urls import shown
 from clipkit.exporters.card import CARD
-from clipkit.exporters.prove import PARITY
+from clipkit.exporters.folder import PARITY
 from clipkit.exporters.provenance import NAME, file_hashes
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -241,7 +241,7 @@ def test_a_damaged_record_is_named_with_its_line(trained, tmp_path, capsys, line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, monkeypatch):
+def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, caplog, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     monkeypatch.setattr("clipkit.exporters.handover.load_encoder", lambda *_, **__: pytest.fail("loaded"))
@@ -251,6 +251,17 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tm
     monkeypatch.undo()
     assert export(trained, "--force", out=tmp_path / "out") == 0
     assert not (tmp_path / "out" / "mine.txt").exists()
+    assert (tmp_path / "out.replaced" / "mine.txt").read_text() == "kept"
+    assert f"kept in {tmp_path / 'out.replaced'}" in caplog.text
+    assert export(trained, "--force", out=tmp_path / "out") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.replaced"]
+
+
+def test_a_run_is_never_replaced(trained, capsys):
+    before = sorted(trained.rglob("*"))
+    assert export(trained, "--force", out=trained) == 2
+    assert f"{trained} holds a run, which no export replaces" in capsys.readouterr().err
+    assert sorted(trained.rglob("*")) == before
 
 
 def test_a_tokenizer_that_cannot_be_saved_is_refused(trained, tmp_path, capsys, monkeypatch):

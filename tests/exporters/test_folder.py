@@ -114,11 +114,24 @@ def test_killed_between_the_two_renames_what_was_there_comes_back(tmp_path: Path
 def test_killed_after_them_what_was_replaced_goes(tmp_path: Path) -> None:
     for name in (".out.old-7-0123abcd", "out"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "a").write_text(name)
+        (tmp_path / name / "parity.json").write_text(name)
     (tmp_path / f".out.7-0123abcd{CLAIM}").write_text(WORDS)
     with new_folder(tmp_path / "out", force=True):
         pass
     assert names(tmp_path) == {"out"}
+
+
+def test_what_no_export_made_is_kept(tmp_path: Path) -> None:
+    for number in ("7", "8"):  # killed after both renames, twice
+        (tmp_path / f".out.old-{number}-0123abcd").mkdir()
+        (tmp_path / f".out.old-{number}-0123abcd" / "mine.txt").write_text(number)
+        (tmp_path / f".out.{number}-0123abcd{CLAIM}").write_text(WORDS)
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out", force=True):
+        pass
+    assert names(tmp_path) == {"out", "out.replaced", "out.replaced-2"}
+    held = {(tmp_path / name / "mine.txt").read_text() for name in ("out.replaced", "out.replaced-2")}
+    assert held == {"7", "8"}
 
 
 def test_without_locks_exports_work_and_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

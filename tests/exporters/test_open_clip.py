@@ -164,7 +164,7 @@ def test_a_taken_folder_is_refused_unless_forced(vit: Encoder, photos: list[Imag
     (tmp_path / "out").mkdir()
     export_encoder(vit, FORMAT, tmp_path / "out", images=photos, texts=TEXTS)  # an empty one is free
     (tmp_path / "out" / "old").write_text("")
-    with pytest.raises(ValueError, match="out is not empty; name another folder, or replace it with force=True"):
+    with pytest.raises(ValueError, match="out is not empty; name another folder, or replace it with --force"):
         export_encoder(vit, FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
     export_encoder(vit, FORMAT, tmp_path / "out", images=photos, texts=TEXTS, force=True)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
