@@ -14,9 +14,9 @@ from clipkit import api, distributed
 from clipkit.encoder import Encoder
 
 
-def embed_all(model: str, data: str, *, out: Path, trust_code: bool, **how: Any) -> None:
+def embed_all(model: str, data: str, *, out: Path, average: bool, trust_code: bool, **how: Any) -> None:
     """Embed with a bar of parts, then say what lies where."""
-    encoder = api.load(model, trust_code=trust_code)
+    encoder = api.load(model, average=average, trust_code=trust_code)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
         task = bar.add_task("parts", total=None)

@@ -37,6 +37,7 @@ class Asked:
     out: Path | None
     device: str
     setting: Setting
+    average: bool = True
     trust_code: bool = False
 
 
@@ -54,7 +55,7 @@ def evaluate_all(asked: Asked) -> None:
     if asked.out is not None:
         check_out(asked.out, len(questions))
     torch.manual_seed(asked.setting.seed)  # random weights, where there are no others, are the same on every rank
-    encoder = api.load(asked.model, device=device, trust_code=asked.trust_code)
+    encoder = api.load(asked.model, device=device, average=asked.average, trust_code=asked.trust_code)
     folder = asked.out if asked.out is not None and asked.out.suffix not in FILES else None
     with Watch(sum(question.samples for question in questions)) as watch:
         results = evaluate_sets(encoder, questions, asked.setting, out=folder, say=watch.say, on_images=watch.on_images)

@@ -27,6 +27,9 @@ app = typer.Typer(
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
 ]
+Average = Annotated[
+    bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
+]
 _arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")
 app.add_typer(data_verbs.app, name="data")
@@ -101,6 +104,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes of this machine that share each set.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    average: Average = True,
     trust_code: TrustCode = False,
 ) -> None:
     """Score any model on data of your own or on a benchmark."""
@@ -120,7 +124,7 @@ def evaluate(
 
     kept = default_cache() / "features"
     setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
-    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting, trust_code))
+    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting, average, trust_code))
 
 
 @app.command()
@@ -140,9 +144,7 @@ def export(
     weight: Annotated[
         list[float] | None, typer.Option(help="The share of each --merge; without, all models have equal shares.")
     ] = None,
-    average: Annotated[
-        bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
-    ] = True,
+    average: Average = True,
     license: Annotated[str | None, typer.Option(help="Of the weights, for the card: apache-2.0, cc-by-4.0 ...")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that is not empty.")] = False,
     push: Annotated[
@@ -171,13 +173,14 @@ def embed(
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and decode images.")] = 0,
     thumbnail: Annotated[int, typer.Option(min=0, help="Longer side of the thumbnails in pixels, 0 without.")] = 96,
     force: Annotated[bool, typer.Option("--force", help="Replace embeddings of something else.")] = False,
+    average: Average = True,
     trust_code: TrustCode = False,
 ) -> None:
     """Write unit-norm embeddings of pictures and captions as .npy and parquet."""
     from clipkit.cli.embed import embed_all
 
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail, "force": force}
-    embed_all(model, data, out=out, trust_code=trust_code, **how)
+    embed_all(model, data, out=out, average=average, trust_code=trust_code, **how)
 
 
 @app.command()

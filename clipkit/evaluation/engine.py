@@ -209,7 +209,10 @@ def _blank(encoder: Encoder, question: Question, setting: Setting, hashes: Mappi
         **(question.notes or {}),
     }
     info = encoder.info
-    return Result(question.name, info.model, info.pretrained or "", question.evaluator.task, {}, details)
+    weights = (
+        f"{info.pretrained}-average" if info.averaged else info.pretrained or ""
+    )  # two results of one step, two files
+    return Result(question.name, info.model, weights, question.evaluator.task, {}, details)
 
 
 def _filled(blank: Result, findings: Findings, setting: Setting, *, cut: int) -> Result:
