@@ -18,7 +18,7 @@ from clipkit.evaluation.evaluator import Evaluator, Figures, Findings
 from clipkit.evaluation.fingerprints import encoder_hashes, evaluator_hashes
 from clipkit.evaluation.intervals import LEVEL, RESAMPLES, bootstrap_interval
 from clipkit.evaluation.preprocessing import preprocessing_doubt
-from clipkit.evaluation.result import Result, refuse_equal_names
+from clipkit.evaluation.result import Result, percent, refuse_equal_names
 
 Say = Callable[[str], None]
 
@@ -172,9 +172,8 @@ def headline(figures: Figures) -> str:
     'acc1 50.00 %, 1,200 samples'
     """
     name, value = next(iter(figures.items()))
-    shown = f"{100 * value:.2f} %" if isinstance(value, int | float) else "-"
     samples = figures.get("samples")
-    return f"{name} {shown}" + (f", {samples:,} samples" if isinstance(samples, int) else "")
+    return f"{name} {percent(name, value)}" + (f", {samples:,} samples" if isinstance(samples, int) else "")
 
 
 def with_intervals(findings: Findings, seed: int) -> Figures:

@@ -177,16 +177,17 @@ def percent(name: str, value: float | int | list[float] | None) -> str:
 
     >>> percent("acc1", 0.6334), percent("samples", 50000), percent("acc5", None), percent("acc1_ci", [0.1, 0.2])
     ('63.34 %', '50,000', '-', '10.00 to 20.00 %')
-    >>> percent("median_rank", 3.0)
-    '3.00'
+    >>> percent("median_rank", 3.0), percent("image_retrieval_mean_rank", [1.8, 4.2])
+    ('3.00', '1.80 to 4.20')
     """
     if value is None:
         return "-"
+    plain = re.search(_PLAIN, name) is not None
     if isinstance(value, list):
-        return " to ".join(f"{100 * part:.2f}" for part in value) + " %"
+        return " to ".join(f"{part:.2f}" if plain else f"{100 * part:.2f}" for part in value) + ("" if plain else " %")
     if name in _COUNTS or (isinstance(value, int) and value > 1):
         return f"{value:,}"
-    return f"{value:.2f}" if re.search(_PLAIN, name) else f"{100 * value:.2f} %"
+    return f"{value:.2f}" if plain else f"{100 * value:.2f} %"
 
 
 def _without_nan(value: Any) -> Any:
