@@ -17,6 +17,7 @@ from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Evaluator, Figures, Findings
 from clipkit.evaluation.fingerprints import encoder_hashes, evaluator_hashes
 from clipkit.evaluation.intervals import LEVEL, RESAMPLES, bootstrap_interval
+from clipkit.evaluation.out import refuse_foreign
 from clipkit.evaluation.preprocessing import preprocessing_doubt
 from clipkit.evaluation.result import Result, percent, refuse_equal_names
 
@@ -88,8 +89,8 @@ def evaluate_sets(
         A result a set, in order, the same on every rank.
 
     Raises:
-        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, two results have one name, or the
-            ranks hold different weights.
+        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, two results have one name, a
+            file that is no result would be replaced, or the ranks hold different weights.
     """
     for question in questions:
         require_count(question.name, question.samples, question.expected)
@@ -109,6 +110,7 @@ def evaluate_sets(
     blanks = [_blank(encoder, question, setting, hashes) for question in questions]
     if out is not None:
         refuse_equal_names(blanks, out)
+        distributed.on_rank_0(partial(_refuse_foreign, blanks, out))
     return _answers(questions, blanks, encodings, setting, out=out, say=say, on_images=on_images)
 
 
@@ -147,6 +149,11 @@ def _answer(
         say(f"warning: {question.name}: {result.details['texts_cut']:,} texts are longer than the context and were cut")
     say(f"{place}: {headline(findings.figures)} ({time.monotonic() - started:.0f} s)")
     return result
+
+
+def _refuse_foreign(blanks: Sequence[Result], out: Path) -> None:
+    for blank in blanks:
+        refuse_foreign(out / blank.filename)
 
 
 def _write(result: Result, out: Path) -> None:
