@@ -29,6 +29,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, typer.Exit):
         return error.exit_code, ""
     if isinstance(error, _UsageError):
+        if isinstance(error, typer.BadParameter):
+            _name_value(error)
         error.show()  # type: ignore[attr-defined]
         return BAD_INPUT, ""
     if isinstance(error, SystemExit):
@@ -42,3 +44,22 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if type(error).__module__.startswith("clipkit."):  # our own failures say all there is to say
         return FAILURE, f"error: {error}"
     return FAILURE, "".join(traceback.format_exception(error))
+
+
+def _name_value(error: typer.BadParameter) -> None:
+    """Say the value and the whole range too: typer's own words name the option and one end."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return
+    found = error.__cause__.errors(include_url=False, include_context=False)[0]
+    outside = found["type"] in ("greater_than_equal", "less_than_equal")
+    words = "out of range" if outside else error.message
+    allowed = _allowed(getattr(error.param, "min", None), getattr(error.param, "max", None))
+    error.message = f"{found['input']}: {words}" + (f"; allowed: {allowed}" if allowed else "")
+
+
+def _allowed(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"at least {low}" if low is not None else f"at most {high}" if high is not None else ""
+    return f"{low} to {high}"
