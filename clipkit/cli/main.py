@@ -15,6 +15,7 @@ from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
 from clipkit.cli.early import answering
 from clipkit.cli.exits import exit_code
+from clipkit.cli.logged import speaking
 from clipkit.exporters.formats import FORMATS
 
 app = typer.Typer(
@@ -257,7 +258,7 @@ def run(arguments: list[str] | None = None) -> int:
     global _arguments
     _arguments = arguments
     fits = (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]
-    with answering() if fits else contextlib.nullcontext():
+    with speaking(), answering() if fits else contextlib.nullcontext():
         return _run(arguments)
 
 
