@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from clipkit.run_folder import Outcome
 
 
-def load(model: str | Path, *, device: str = "cpu", trust_code: bool = False) -> Encoder:
+def load(model: str | Path, *, device: str = "cpu", average: bool = True, trust_code: bool = False) -> Encoder:
     """Load an encoder.
 
     Args:
         model: A run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a JSON configuration, an
             open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
         device: Where to put the towers.
+        average: Whether to take a run's moving average of the weights, where it keeps one (``optim.ema``), as ``export`` does.
         trust_code: Whether you trust whoever wrote an exported folder of torch.export programs (``.pt2``) to run code here; they are
             refused without, and held to what an encoder needs with it.
 
@@ -37,7 +38,7 @@ def load(model: str | Path, *, device: str = "cpu", trust_code: bool = False) ->
     from clipkit.callbacks.say import say
     from clipkit.loading import load_encoder
 
-    encoder, notes = load_encoder(model, trust_code=trust_code)
+    encoder, notes = load_encoder(model, average=average, trust_code=trust_code)
     for note in notes:
         say(note)
     return encoder.to(device)
@@ -282,8 +283,11 @@ def finder(
         raise ValueError(
             f"{place} holds no {NAME}: name a model with --model to embed its pictures, or use `clipkit embed`"
         )
-    named = read_manifest(place)["model"] if model is None else model
-    encoder = load(named) if isinstance(named, str | Path) else named
+    manifest: dict[str, Any] = read_manifest(place) if made else {"averaged": True}
+    named = manifest["model"] if model is None else model
+    # a folder that does not say was embedded with the step's weights, or with a model that has no others
+    average = manifest.get("averaged") is True
+    encoder = load(named, average=average) if isinstance(named, str | Path) else named
     if not made:
         mark = digest([str(place.resolve()), encoder_hashes(encoder)])[:32]
         kept = cache_folder() / "embeddings" / mark

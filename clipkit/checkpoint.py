@@ -129,9 +129,9 @@ def read_checkpoint(folder: Path, *, with_state: bool = True) -> Checkpoint:
     return Checkpoint(model, state, parse_json((folder / INFO).read_text()))
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_state(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # whatever a hostile pickle makes torch raise: whoever wrote it wrote the manifest too
         what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise CheckpointError(
@@ -143,10 +143,17 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def read_average(folder: Path) -> dict[str, Tensor] | None:
-    """The moving average of the weights that a verified checkpoint of a run with ``optim.ema`` holds, by their names; else None."""
-    state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-    found = state.get("callbacks", {}).get("Ema", {}).get("weights")
-    return None if found is None else {name: tensor.clone() for name, tensor in found.items()}
+    """The moving average of the weights that a verified checkpoint of a run with ``optim.ema`` holds, by their names; else None.
+
+    Raises:
+        CheckpointError: If the state is no state, or its average is none.
+    """
+    found: Any = _read_state(folder / STATE, mmap=True)
+    for key in ("callbacks", "Ema", "weights"):
+        found = found.get(key, {}) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise CheckpointError(f"{folder / STATE}: its moving average is no mapping of tensors; name another checkpoint")
+    return {name: tensor.clone() for name, tensor in found.items()} or None
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:

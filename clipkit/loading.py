@@ -21,13 +21,14 @@ WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
 
 
-def load_encoder(model: str | Path, *, average: bool = False, trust_code: bool = False) -> tuple[Encoder, list[str]]:
+def load_encoder(model: str | Path, *, average: bool = True, trust_code: bool = False) -> tuple[Encoder, list[str]]:
     """Load an encoder.
 
     Args:
         model: What DESIGN calls MODEL: a run folder (its newest checkpoint that verifies), ``RUN/checkpoints/STEP``, an exported folder, a
             JSON configuration, an open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
-        average: Whether to take the moving average of the weights where the run keeps one (``optim.ema``).
+        average: Whether to take the moving average of the weights where the run keeps one (``optim.ema``): what is exported is what is
+            scored, embedded and searched with.
         trust_code: Whether the user trusts whoever wrote a folder of torch.export programs, which may run code.
 
     Returns:

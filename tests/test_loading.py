@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 import clipkit
 from clipkit.checkpoint import read_checkpoint, write_checkpoint
+from clipkit.cli.main import run as main
 from clipkit.loading import load_encoder
 from tests.conftest import TINY_MODEL, write_shard
 from tests.test_training import write_config
@@ -71,6 +73,62 @@ def test_encoders_refuse_what_makes_no_sense(run):
         encoder.encode_text(["a"], batch_size=0)
     assert encoder.encode_text([]).shape == (0, 16)
     assert encoder.image.training is False
+
+
+@pytest.fixture(scope="module")
+def averaged(run, tmp_path_factory):
+    """A run that keeps a moving average of its weights."""
+    folder = tmp_path_factory.mktemp("averaged")
+    config = write_config(folder, run.parent / "tiny.json", run.parent / "shards")
+    return clipkit.fit(config, {"run": str(folder / "run"), "optim.ema": 0.5, "trainer.length": "4 steps"}).folder
+
+
+def test_what_is_loaded_is_what_is_exported(averaged, tmp_path, capsys):
+    encoder = clipkit.load(averaged)
+    assert encoder.info.averaged
+    assert capsys.readouterr().err.count("the moving average of the weights") == 1
+    plain = clipkit.load(averaged, average=False)
+    assert not plain.info.averaged
+    assert "average" not in capsys.readouterr().err
+    assert not torch.equal(encoder.encode_text(TEXTS), plain.encode_text(TEXTS))
+    for average, want in ((True, encoder), (False, plain)):
+        clipkit.export(averaged, "open_clip", tmp_path / str(average), average=average)
+        exported = clipkit.load(tmp_path / str(average))
+        torch.testing.assert_close(exported.encode_text(TEXTS), want.encode_text(TEXTS), atol=1e-6, rtol=0)
+
+
+def test_a_run_starts_from_the_step_of_another(averaged, run, tmp_path):
+    config = write_config(tmp_path, averaged, run.parent / "shards")
+    more = clipkit.fit(config, {"run": str(tmp_path / "more"), "trainer.length": "3 steps", "optim.lr": 0.0})
+    wanted = clipkit.load(averaged, average=False).encode_text(TEXTS)
+    torch.testing.assert_close(clipkit.load(more.folder).encode_text(TEXTS), wanted)
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_search_loads_the_weights_that_embedded(averaged, tmp_path, average):
+    for number in range(2):
+        Image.new("RGB", (20, 20), (200 * number, 30, 90)).save(tmp_path / f"{number}.png")
+    arguments = ["embed", str(averaged), str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--average" if average else "--no-average"]) == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["averaged"] is average
+    for model in (None, averaged):
+        assert len(clipkit.search(tmp_path / "out", ["red"], model=model)[0][1]) == 2
+
+
+@pytest.mark.parametrize(
+    "state",
+    [[], {"callbacks": 3}, {"callbacks": {"Ema": {"weights": [1]}}}, {"callbacks": {"Ema": {"weights": {"a": 1}}}}],
+)
+def test_an_average_that_is_none_is_bad_input(averaged, tmp_path, state):
+    whole = read_checkpoint(averaged / "checkpoints" / "4")
+    write_checkpoint(tmp_path / "4", model=whole.model, state={"x": 1}, info=whole.info)
+    torch.save(state, tmp_path / "4" / "state.pt")
+    data = (tmp_path / "4" / "state.pt").read_bytes()
+    manifest = json.loads((tmp_path / "4" / "manifest.json").read_text())
+    manifest["files"]["state.pt"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (tmp_path / "4" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="name another checkpoint"):
+        clipkit.load(tmp_path / "4")
 
 
 @pytest.mark.parametrize("tower", ["text", "image"])

@@ -19,14 +19,14 @@ from clipkit.hardware import pick_device
 from clipkit.quiet import quieten
 
 
-def embed_all(model: str, data: str, *, out: Path, device: str, trust_code: bool, **how: Any) -> None:
+def embed_all(model: str, data: str, *, out: Path, device: str, average: bool, trust_code: bool, **how: Any) -> None:
     """Embed on all ranks with a bar of parts, then say what lies where."""
     quieten()
     local, nodes = distributed.launcher_world()
     place = pick_device(device)
     distributed.init(local * nodes, gpu=place.startswith("cuda"))
     torch.manual_seed(0)  # random weights, where there are no others, are the same on every rank
-    encoder = api.load(model, device=place, trust_code=trust_code)
+    encoder = api.load(model, device=place, average=average, trust_code=trust_code)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
         task = bar.add_task("parts", total=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from clipkit.cli.evaluate_progress import Watch
 from clipkit.data.index import default_cache
 from clipkit.evaluation.engine import Question, Setting, evaluate_sets
 from clipkit.evaluation.kinds import build_evaluator, task_spec
+from clipkit.evaluation.out import FILES, check_count, check_out
 from clipkit.evaluation.places import EMBEDDED
-from clipkit.evaluation.result import FILES, check_out, table, write_results
+from clipkit.evaluation.result import table, write_results
 from clipkit.evaluation.suites import Suite, find_sets, load_suite, summary, summary_lines, write_summary
 from clipkit.hardware import pick_device
 from clipkit.quiet import quieten
@@ -37,6 +39,7 @@ class Asked:
     out: Path | None
     device: str
     setting: Setting
+    average: bool = True
     trust_code: bool = False
 
 
@@ -50,11 +53,13 @@ def evaluate_all(asked: Asked) -> None:
     local, nodes = distributed.launcher_world()
     device = pick_device(asked.device)
     distributed.init(local * nodes, gpu=device.startswith("cuda"))
+    if asked.out is not None:
+        distributed.on_rank_0(partial(check_out, asked.out))
     suite, questions = _questions(asked)
     if asked.out is not None:
-        check_out(asked.out, len(questions))
+        check_count(asked.out, len(questions))
     torch.manual_seed(asked.setting.seed)  # random weights, where there are no others, are the same on every rank
-    encoder = api.load(asked.model, device=device, trust_code=asked.trust_code)
+    encoder = api.load(asked.model, device=device, average=asked.average, trust_code=asked.trust_code)
     folder = asked.out if asked.out is not None and asked.out.suffix not in FILES else None
     with Watch(sum(question.samples for question in questions)) as watch:
         results = evaluate_sets(encoder, questions, asked.setting, out=folder, say=watch.say, on_images=watch.on_images)

@@ -31,6 +31,8 @@ def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, typer.Exit):
         return error.exit_code, ""
     if isinstance(error, _UsageError):
+        if isinstance(error, typer.BadParameter):
+            _name_value(error)
         error.show()  # type: ignore[attr-defined]
         return BAD_INPUT, ""
     if isinstance(error, SystemExit):
@@ -60,3 +62,22 @@ def _place(error: OSError) -> str:
     names = [os.fsdecode(x) for x in (error.filename, error.filename2) if isinstance(x, str | bytes | os.PathLike)]
     why = error.strerror or str(error) or type(error).__name__
     return f"{' to '.join(names)}: {why}" if names else why
+
+
+def _name_value(error: typer.BadParameter) -> None:
+    """Say the value and the whole range too: typer's own words name the option and one end."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return
+    found = error.__cause__.errors(include_url=False, include_context=False)[0]
+    outside = found["type"] in ("greater_than_equal", "less_than_equal")
+    words = "out of range" if outside else error.message
+    allowed = _allowed(getattr(error.param, "min", None), getattr(error.param, "max", None))
+    error.message = f"{found['input']}: {words}" + (f"; allowed: {allowed}" if allowed else "")
+
+
+def _allowed(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"at least {low}" if low is not None else f"at most {high}" if high is not None else ""
+    return f"{low} to {high}"

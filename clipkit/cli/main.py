@@ -14,6 +14,7 @@ from clipkit.cli import config as config_verbs
 from clipkit.cli import data as data_verbs
 from clipkit.cli.early import answering
 from clipkit.cli.exits import exit_code
+from clipkit.cli.logged import speaking
 from clipkit.exporters.formats import FORMATS
 
 app = typer.Typer(
@@ -27,6 +28,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Devices = Annotated[int, typer.Option(min=1, help="Processes of this machine that share the work.")]
 TrustCode = Annotated[
     bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
+]
+Average = Annotated[
+    bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
 ]
 _arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")
@@ -102,6 +106,7 @@ def evaluate(
     device: Device = "auto",
     devices: Devices = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of the intervals.")] = 0,
+    average: Average = True,
     trust_code: TrustCode = False,
 ) -> None:
     """Score any model on data of your own or on a benchmark."""
@@ -113,7 +118,7 @@ def evaluate(
 
     kept = default_cache() / "features"
     setting = Setting(batch_size=batch_size, workers=workers, precision=precision, seed=seed, feature_cache=kept)
-    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting, trust_code))
+    evaluate_all(Asked(model, data or [], task, option or [], suite, root, out, device, setting, average, trust_code))
 
 
 @app.command()
@@ -133,9 +138,7 @@ def export(
     weight: Annotated[
         list[float] | None, typer.Option(help="The share of each --merge; without, all models have equal shares.")
     ] = None,
-    average: Annotated[
-        bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")
-    ] = True,
+    average: Average = True,
     license: Annotated[str | None, typer.Option(help="Of the weights, for the card: apache-2.0, cc-by-4.0 ...")] = None,
     force: Annotated[
         bool,
@@ -171,6 +174,7 @@ def embed(
     force: Annotated[bool, typer.Option("--force", help="Replace embeddings of something else.")] = False,
     device: Device = "auto",
     devices: Devices = 1,
+    average: Average = True,
     trust_code: TrustCode = False,
 ) -> None:
     """Write unit-norm embeddings of pictures and captions as .npy and parquet."""
@@ -179,7 +183,7 @@ def embed(
     from clipkit.cli.embed import embed_all
 
     how = {"dtype": dtype, "batch_size": batch_size, "workers": workers, "thumbnail": thumbnail, "force": force}
-    embed_all(model, data, out=out, device=device, trust_code=trust_code, **how)
+    embed_all(model, data, out=out, device=device, average=average, trust_code=trust_code, **how)
 
 
 @app.command()
@@ -273,7 +277,7 @@ def run(arguments: list[str] | None = None) -> int:
     global _arguments
     _arguments = arguments
     fits = (sys.argv[1:] if arguments is None else arguments)[:1] == ["fit"]
-    with answering(training=fits):
+    with speaking(), answering(training=fits):
         return _run(arguments)
 
 

@@ -34,6 +34,7 @@ class OptimSpec(Spec):
         description="Factor on the learning rate for each layer between a parameter and its tower's output; 1: none.",
     )
     ema: Annotated[Real, Field(gt=0, lt=1)] | None = Field(
-        None, description="Decay of a moving average of the weights, kept in the checkpoints; unset: none is kept."
+        None,
+        description="Decay of a moving average of the weights, kept in the checkpoints and taken by evaluate, embed and export; unset: none.",
     )
     clip_norm: Positive | None = Field(None, description="Largest norm of the whole gradient; unset: not clipped.")

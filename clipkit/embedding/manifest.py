@@ -38,6 +38,7 @@ class Made:
         parts: How many parts there are.
         place: The data as the user named it.
         thumbnail: Longer side of the thumbnails in pixels, 0 without.
+        averaged: Whether the weights are a run's moving average; search loads the same.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Made:
     parts: int
     place: str
     thumbnail: int
+    averaged: bool = False
 
     @classmethod
     def of(cls, encoder: Encoder, parts: list[Part], *, place: str, dtype: str, thumbnail: int) -> Made:
@@ -70,6 +72,7 @@ class Made:
             parts=len(parts),
             place=place,
             thumbnail=thumbnail,
+            averaged=encoder.info.averaged,
         )
 
 

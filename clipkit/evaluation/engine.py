@@ -17,8 +17,9 @@ from clipkit.evaluation.encodings import Encodings
 from clipkit.evaluation.evaluator import Evaluator, Figures, Findings
 from clipkit.evaluation.fingerprints import encoder_hashes, evaluator_hashes
 from clipkit.evaluation.intervals import LEVEL, RESAMPLES, bootstrap_interval
+from clipkit.evaluation.out import refuse_foreign
 from clipkit.evaluation.preprocessing import preprocessing_doubt
-from clipkit.evaluation.result import Result, refuse_equal_names
+from clipkit.evaluation.result import Result, percent, refuse_equal_names
 
 Say = Callable[[str], None]
 
@@ -88,8 +89,8 @@ def evaluate_sets(
         A result a set, in order, the same on every rank.
 
     Raises:
-        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, two results have one name, or the
-            ranks hold different weights.
+        ValueError: If a set has another number of samples than it is known to have, an image cannot be read, two results have one name, a
+            file that is no result would be replaced, or the ranks hold different weights.
     """
     for question in questions:
         require_count(question.name, question.samples, question.expected)
@@ -109,6 +110,7 @@ def evaluate_sets(
     blanks = [_blank(encoder, question, setting, hashes) for question in questions]
     if out is not None:
         refuse_equal_names(blanks, out)
+        distributed.on_rank_0(partial(_refuse_foreign, blanks, out))
     return _answers(questions, blanks, encodings, setting, out=out, say=say, on_images=on_images)
 
 
@@ -149,6 +151,11 @@ def _answer(
     return result
 
 
+def _refuse_foreign(blanks: Sequence[Result], out: Path) -> None:
+    for blank in blanks:
+        refuse_foreign(out / blank.filename)
+
+
 def _write(result: Result, out: Path) -> None:
     result.write(out / result.filename)
 
@@ -172,9 +179,8 @@ def headline(figures: Figures) -> str:
     'acc1 50.00 %, 1,200 samples'
     """
     name, value = next(iter(figures.items()))
-    shown = f"{100 * value:.2f} %" if isinstance(value, int | float) else "-"
     samples = figures.get("samples")
-    return f"{name} {shown}" + (f", {samples:,} samples" if isinstance(samples, int) else "")
+    return f"{name} {percent(name, value)}" + (f", {samples:,} samples" if isinstance(samples, int) else "")
 
 
 def with_intervals(findings: Findings, seed: int) -> Figures:
@@ -209,7 +215,10 @@ def _blank(encoder: Encoder, question: Question, setting: Setting, hashes: Mappi
         **(question.notes or {}),
     }
     info = encoder.info
-    return Result(question.name, info.model, info.pretrained or "", question.evaluator.task, {}, details)
+    weights = (
+        f"{info.pretrained}-average" if info.averaged else info.pretrained or ""
+    )  # two results of one step, two files
+    return Result(question.name, info.model, weights, question.evaluator.task, {}, details)
 
 
 def _filled(blank: Result, findings: Findings, setting: Setting, *, cut: int) -> Result:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.evaluator import Figures
+from clipkit.evaluation.out import CSV_HEAD, FILES, MARKDOWN_HEAD, check_count
 
 _COUNTS = ("samples", "captions", "train_samples")  # numbers of things, not fractions
 _PLAIN = r"rank|temperature|uniformity|alignment|modality_gap"  # numbers that are neither
@@ -65,10 +66,6 @@ class Result:
         return "_".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part) + ".json"
 
 
-FILES = (".json", ".csv", ".md")
-"""Endings of ``--out`` that name a file; anything else is a folder."""
-
-
 def refuse_equal_names(results: Sequence[Result], out: Path) -> None:
     """Two results of one file name would overwrite one another.
 
@@ -79,19 +76,6 @@ def refuse_equal_names(results: Sequence[Result], out: Path) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"{out}: two results would both be {twice}; rename one of the data sets")
-
-
-def check_out(out: Path, results: int) -> None:
-    """Whether so many results can be written there.
-
-    Raises:
-        ValueError: If several would go to one JSON file, or a folder stands where a file should, or the other way round.
-    """
-    if out.suffix == ".json" and results != 1:
-        raise ValueError(f"{out}: {results} results do not go into one file; name a folder, or a .csv or .md")
-    if out.is_dir() if out.suffix in FILES else out.exists() and not out.is_dir():
-        kind = "a folder" if out.is_dir() else "a file"
-        raise ValueError(f"{out}: it is {kind}; name a file ({', '.join(FILES)}), or a folder")
 
 
 def write_results(results: Sequence[Result], out: Path) -> list[Path]:
@@ -107,7 +91,7 @@ def write_results(results: Sequence[Result], out: Path) -> list[Path]:
     Raises:
         ValueError: If several results would go to one JSON file.
     """
-    check_out(out, len(results))
+    check_count(out, len(results))
     if out.suffix == ".json":
         return [results[0].write(out)]
     if out.suffix in FILES:
@@ -145,7 +129,7 @@ def table(results: Sequence[Result]) -> Table:
 def _csv(results: Sequence[Result]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["dataset", "model", "pretrained", "task", "figure", "value", "low", "high"])
+    writer.writerow(CSV_HEAD)
     for result, name, value, interval in rows(results):
         shown = "" if value is None else json.dumps(value)
         writer.writerow(
@@ -155,7 +139,7 @@ def _csv(results: Sequence[Result]) -> str:
 
 
 def _markdown(results: Sequence[Result]) -> str:
-    lines = ["| data | model | figure | value | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
+    lines = [*MARKDOWN_HEAD]
     for result, name, value, interval in rows(results):
         cells = (
             result.dataset,
@@ -177,16 +161,17 @@ def percent(name: str, value: float | int | list[float] | None) -> str:
 
     >>> percent("acc1", 0.6334), percent("samples", 50000), percent("acc5", None), percent("acc1_ci", [0.1, 0.2])
     ('63.34 %', '50,000', '-', '10.00 to 20.00 %')
-    >>> percent("median_rank", 3.0)
-    '3.00'
+    >>> percent("median_rank", 3.0), percent("image_retrieval_mean_rank", [1.8, 4.2])
+    ('3.00', '1.80 to 4.20')
     """
     if value is None:
         return "-"
+    plain = re.search(_PLAIN, name) is not None
     if isinstance(value, list):
-        return " to ".join(f"{100 * part:.2f}" for part in value) + " %"
+        return " to ".join(f"{part:.2f}" if plain else f"{100 * part:.2f}" for part in value) + ("" if plain else " %")
     if name in _COUNTS or (isinstance(value, int) and value > 1):
         return f"{value:,}"
-    return f"{value:.2f}" if re.search(_PLAIN, name) else f"{100 * value:.2f} %"
+    return f"{value:.2f}" if plain else f"{100 * value:.2f} %"
 
 
 def _without_nan(value: Any) -> Any:

@@ -16,7 +16,7 @@ from clipkit.config.single import validated
 from clipkit.config.yaml_file import read_layer
 from clipkit.data.atomic import write_atomically
 from clipkit.evaluation.places import is_there, joined
-from clipkit.evaluation.result import Result
+from clipkit.evaluation.result import Result, percent
 
 _FOLDER = Path(__file__).resolve().parent / "suite_files"
 
@@ -148,10 +148,10 @@ def summary_lines(suite: Suite, found: Mapping[str, Any]) -> list[str]:
     """The summary for people."""
     lines = []
     for name, line in found["sets"].items():
-        value = "-" if line["value"] is None else f"{100 * line['value']:.2f} %"
-        chance = "" if line["chance"] is None else f" (chance {100 * line['chance']:.2f} %)"
+        figure = " and ".join(line["metric"])
+        chance = "" if line["chance"] is None else f" (chance {percent(figure, line['chance'])})"
         note = f"; {line['differs']}" if line["differs"] else ""
-        lines.append(f"{name}: {' and '.join(line['metric'])} {value}{chance}{note}")
+        lines.append(f"{name}: {figure} {percent(figure, line['value'])}{chance}{note}")
     if found["mean"] is not None:
         whole = f"{found['evaluated']} of {found['of']} sets"
         normalised = found["normalised_mean"]

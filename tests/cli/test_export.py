@@ -38,7 +38,8 @@ def trained(tmp_path_factory):
     config = write_config(folder, folder / "tiny.json", folder / "shards")
     changes = {"run": str(folder / "run"), "optim.ema": 0.5, "data.val": {"squares": {"shards": f"{folder}/val/*.tar"}}}
     place = clipkit.fit(config, changes | {"trainer.length": "8 steps"}).folder
-    assert run(["evaluate", str(place), "--data", str(pictures), "--out", str(place / "results")]) == 0
+    for weights in ("--average", "--no-average"):
+        assert run(["evaluate", str(place), weights, "--data", str(pictures), "--out", str(place / "results")]) == 0
     return place
 
 
@@ -62,9 +63,10 @@ def test_the_card_says_where_the_weights_come_from(trained, tmp_path, capsys):
     assert (trained / "command.txt").read_text().strip() in card
     assert "  batch_size: 16" in card
     assert "- step: 8 of 8\n" in card
-    result = next((trained / "results").glob("*.json"))
+    (result,) = (trained / "results").glob("pictures_8_*.json")
     figures = json.loads(result.read_text())["metrics"]
     low, high = figures["image_retrieval_recall@1_ci"]
+    assert card.count("image_retrieval_recall@1`") == 1  # that of the average is of other weights
     assert f"{100 * figures['image_retrieval_recall@1']:.2f} % | {100 * low:.2f} to {100 * high:.2f} %" in card
     assert "| `validation data` | `loss` |" in card
     assert "images, whole path, in batches of 7" in card
@@ -87,7 +89,9 @@ def test_the_moving_average_is_taken_and_said(trained, tmp_path, capsys):
     assert encoder.log_scale == pytest.approx(float(average["scales.image_text.log_scale"]))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "moving average" in card
-    assert "image_retrieval_recall@1" not in card  # measured on other weights
+    assert card.count("image_retrieval_recall@1`") == 1  # that of the step is of other weights
+    (result,) = (trained / "results").glob("pictures_8-average_*.json")
+    assert f"`results/{result.name}`" in card
     assert "of the weights of the step itself" in card
 
 
@@ -95,7 +99,7 @@ def test_a_merge_lists_its_parents(trained, tmp_path, capsys):
     parts = [trained / "checkpoints" / step for step in ("8", "4")]
     out = tmp_path / "out"
     assert export(parts[0], "--merge", parts[1], "--weight", "0.25", "--no-average", out=out) == 0
-    merged, first, second = (clipkit.load(place) for place in (out, *parts))
+    merged, first, second = (clipkit.load(place, average=False) for place in (out, *parts))
     assert torch.allclose(merged.image.model.proj, 0.75 * first.image.model.proj + 0.25 * second.image.model.proj)
     assert merged.log_scale == pytest.approx(0.75 * first.log_scale + 0.25 * second.log_scale)
     assert "geometric mean of inverse temperatures" in capsys.readouterr().err

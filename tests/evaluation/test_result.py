@@ -9,6 +9,7 @@ import pytest
 from clip_benchmark.cli import main_build
 from rich.console import Console
 
+from clipkit.evaluation.engine import headline
 from clipkit.evaluation.result import Result, table, write_results
 
 
@@ -48,6 +49,27 @@ def test_results_do_not_overwrite_one_another(tmp_path: Path) -> None:
         ValueError, match=r"two results would both be cars_laion2b_ViT-B-32_zeroshot_classification.json"
     ):
         write_results([result(), result()], tmp_path)
+
+
+def test_an_interval_has_the_unit_of_its_figure(tmp_path: Path) -> None:
+    figures = {
+        "acc1": 0.5,
+        "acc1_ci": [0.4, 0.6],
+        "image_retrieval_mean_rank": 3.0,
+        "image_retrieval_mean_rank_ci": [1.8, 4.2],
+    }
+    found = Result("cars", "m", "", "zeroshot_retrieval", figures)
+    lines = write_results([found], tmp_path / "x.md")[0].read_text().splitlines()
+    assert lines[2].endswith("| acc1 | 50.00 % | 40.00 to 60.00 % |")
+    assert lines[3].endswith("| image_retrieval_mean_rank | 3.00 | 1.80 to 4.20 |")
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(table([found]))
+    assert "1.80 to 4.20 " in capture.get()
+    assert "180" not in capture.get()
+    assert headline({"text_retrieval_mean_rank": 3.0}) == "text_retrieval_mean_rank 3.00"
+    row = write_results([found], tmp_path / "x.csv")[0].read_text().splitlines()[-1]
+    assert row.endswith("image_retrieval_mean_rank,3.0,1.8,4.2")
 
 
 def test_the_table_prints_percent() -> None:

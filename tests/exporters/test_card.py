@@ -47,6 +47,11 @@ def test_nothing_is_made_up() -> None:
     assert "be *warned*" in html(text)
 
 
+def test_a_mean_rank_is_no_share() -> None:
+    known = replace(PLAIN, figures=(Figure("cars", "image_retrieval_mean_rank", 3.0, [1.8, 4.2], "x.json"),))
+    assert "| `image_retrieval_mean_rank` | 3.00 | 1.80 to 4.20 |" in card(OpenClipFormat(), REPORT, known)
+
+
 def test_what_strangers_wrote_is_text() -> None:
     known = replace(
         PLAIN,

@@ -121,7 +121,7 @@ def sign(step: Path, state: object) -> None:
 
 
 def resume_here(lab: Lab) -> None:
-    """Resuming it, by the folder or by name; loading, evaluating and exporting read no state at all."""
+    """Resuming it, by the folder or by name; and looking for its moving average, without which no state is read at all."""
     for variables in ({}, {UNSAFE: "1"}):
         with environment(**variables):
             step = evil_checkpoint(lab)
@@ -129,7 +129,10 @@ def resume_here(lab: Lab) -> None:
             other = lab.folder / "other"
             shutil.rmtree(other, ignore_errors=True)
             lab.refused("fit", lab.world.config, f"run={other}", "--resume", step)
-            lab.passed("evaluate", step, "--data", lab.shard_set(lab.world.shard), "--task", "retrieval")
+            scored = ("evaluate", step, "--data", lab.shard_set(lab.world.shard), "--task", "retrieval")
+            lab.refused(*scored, words="holds more than tensors and plain values, and nothing in it is run")
+            lab.refused("export", step, "--out", lab.folder / "out", words="holds more than tensors and plain values")
+            lab.passed(*scored, "--no-average")
 
 
 def evil_distributed(lab: Lab) -> Path:
