@@ -25,7 +25,11 @@ app = typer.Typer(
     help="CLIP-style contrastive pretraining: fit, evaluate, export, embed, search.",
 )
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Read a folder of .pt2 files (programs, machine code): they can run code of whoever wrote them.",
+    ),
 ]
 _arguments: list[str] | None = None  # what ``run`` was given: ranks are started with the same
 app.add_typer(config_verbs.app, name="config")

@@ -91,7 +91,9 @@ def immich_pair(folder: Path) -> OpenClipPair:
     config = read_config_file(own_file(folder, CONFIG))["model_cfg"]
     preprocess = read_object(folder, f"{IMAGE}/{PREPROCESS}")
     require_preprocess(preprocess, str(folder / IMAGE / PREPROCESS), "ONNX file")
-    image, text = (OnnxModel(own_file(folder, f"{name}/{GRAPH}")) for name in (IMAGE, TEXT))
+    words = [folder / CONFIG, *(folder / TEXT / name for name in (TOKENIZER, "tokenizer_config.json"))]
+    image = OnnxModel(own_file(folder, f"{IMAGE}/{GRAPH}"))
+    text = OnnxModel(own_file(folder, f"{TEXT}/{GRAPH}"), words)
     if text.masked:
         raise ValueError(f"{text.place} wants an attention mask (M-CLIP), which is not read from immich's tree")
     # int() of immich rounds an odd margin down

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -39,10 +40,11 @@ class Receiver:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path, self._owner = path, os.getpid()
+        self._path = path
         self._place = tempfile.TemporaryDirectory()
         command, pipe = [sys.executable, "-c", _RECEIVER, str(path)], subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        weakref.finalize(self, _end, self._process, os.getpid())
 
     def __call__(self, x: Tensor) -> Tensor:
         """Embed a batch (B, ...) on the CPU: (B, D).
@@ -67,10 +69,11 @@ class Receiver:
             )
         return load_file(place.with_suffix(".out"))["y"]
 
-    def __del__(self) -> None:
-        if os.getpid() == self._owner and hasattr(self, "_process"):  # a forked copy must not end it
-            self._process.kill()
-            self._process.wait()
+
+def _end(process: subprocess.Popen[str], owner: int) -> None:
+    if os.getpid() == owner:  # a forked copy must not end it
+        process.kill()
+        process.wait()
 
 
 class MachineCodeModel(GraphModel):

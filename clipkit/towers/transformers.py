@@ -19,7 +19,7 @@ from clipkit.config.names import DISTRIBUTION
 from clipkit.towers.graph_files import GraphModel
 from clipkit.towers.model_files import CONFIG_FILE, own_file
 from clipkit.towers.open_clip import ImageTower, OpenClipPair, TextTower
-from clipkit.towers.transformers_config import CONFIG, model_config, preprocessing
+from clipkit.towers.transformers_config import CONFIG, model_config, preprocessing, quiet
 from clipkit.towers.transformers_tokenizer import CONFIG as TOKENIZER
 from clipkit.towers.transformers_tokenizer import WORDS, FolderTokenizer
 
@@ -111,7 +111,7 @@ def _model(kind: str, config: dict[str, Any], folder: Path) -> Any:
                 f"{folder / CONFIG}: {name}.num_hidden_layers {layers} for {len(state)} tensors of weights"
             )
     try:
-        with torch.device("meta"):
+        with quiet(), torch.device("meta"):
             wanted = make(options(**config)).state_dict()
     except Exception as error:  # transformers checks by its own rules, and torch beneath it
         raise ValueError(f"{folder / CONFIG}: transformers makes no {_CLASS[kind]}Model of it: {error}") from error
@@ -125,7 +125,8 @@ def _model(kind: str, config: dict[str, Any], folder: Path) -> Any:
         raise ValueError(
             f"{folder} does not hold the weights of its own configuration: {', '.join(found)}, {len(wrong)} in all"
         )
-    model = make(options(**config))
+    with quiet():
+        model = make(options(**config))
     model.load_state_dict(state)
     return model.eval()
 

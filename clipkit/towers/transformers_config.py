@@ -6,7 +6,10 @@ folder or an attention kernel of the hub.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,18 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
     "CLIPFeatureExtractor": _CLIP,
     "SiglipImageProcessor": _SIGLIP,
 }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the library's remarks on configurations of its own, such as a token beyond a default vocabulary."""
+    log = logging.getLogger("transformers")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def refuse_code(stored: dict[str, Any], place: str | Path) -> None:

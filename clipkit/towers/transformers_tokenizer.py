@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipkit.towers.model_files import own_file, read_object
-from clipkit.towers.transformers_config import refuse_code
+from clipkit.towers.transformers_config import quiet, refuse_code
 
 CONFIG = "tokenizer_config.json"
 WORDS = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model")
@@ -62,7 +62,8 @@ class FolderTokenizer:
 
     def count(self, texts: list[str]) -> list[int]:
         """Tokens of each text before it is cut, special ones included."""
-        return [len(row) for row in self.tokenizer(list(texts), padding=False, truncation=False)["input_ids"]]
+        asked = {"padding": False, "truncation": False, "verbose": False}
+        return [len(row) for row in self.tokenizer(list(texts), **asked)["input_ids"]]
 
 
 def _tokenizer(folder: Path, kind: str) -> Any:
@@ -85,7 +86,8 @@ def _tokenizer(folder: Path, kind: str) -> Any:
         (staged / "config.json").write_text(json.dumps({"model_type": kind}))
         library: Any = AutoTokenizer
         try:
-            return library.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            with quiet():
+                return library.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever damaged files make its classes raise
             said = " ".join(str(error).split())[:300]
             raise ValueError(
