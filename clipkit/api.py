@@ -29,8 +29,8 @@ def load(model: str | Path, *, device: str = "cpu", average: bool = True, trust_
             open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
         device: Where to put the towers.
         average: Whether to take a run's moving average of the weights, where it keeps one (``optim.ema``), as ``export`` does.
-        trust_code: Whether you trust whoever wrote an exported folder of torch.export programs (``.pt2``) to run code here; they are
-            refused without, and held to what an encoder needs with it.
+        trust_code: Whether you trust whoever wrote an exported folder of ``.pt2`` files to run code here; they are refused without. With
+            it, programs of torch.export are held to what an encoder needs; AOTInductor's packages are machine code and run as they stand.
 
     Raises:
         ValueError: If nothing of that name can be loaded, or it holds programs that nobody said to trust.

@@ -213,6 +213,7 @@ def preprocess_of(config: dict[str, Any]) -> Preprocess:
         resize_mode=config["resize_mode"],
         interpolation=config["interpolation"],
         fill=config.get("fill_color", 0),
+        crop_rounding=config.get("crop_rounding", "even"),
     )
 
 

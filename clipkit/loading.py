@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from clipkit.checkpoint import INFO, MANIFEST, newest, read_average, read_checkpoint
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
+from clipkit.towers.artefacts import Artefact, artefact_of
 from clipkit.towers.model_files import CONFIG_FILE, read_config_file
-from clipkit.towers.onnx import is_onnx_folder, onnx_pair
 from clipkit.towers.open_clip import OpenClipPair, build_pair, pair_from_config, pair_of_run
 from clipkit.towers.open_clip_run import trained_model
-from clipkit.towers.program import is_program_folder, program_pair
 
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors")
 IMAGE_KEYS, TEXT_KEYS, SCALE_KEYS = "towers.by_field.image.", "towers.by_field.text.", "scales.image_text."
@@ -29,7 +28,7 @@ def load_encoder(model: str | Path, *, average: bool = True, trust_code: bool = 
             JSON configuration, an open_clip ``.pt``, ``hf-hub:org/repo``, or an open_clip name with ``:tag``.
         average: Whether to take the moving average of the weights where the run keeps one (``optim.ema``): what is exported is what is
             scored, embedded and searched with.
-        trust_code: Whether the user trusts whoever wrote a folder of torch.export programs, which may run code.
+        trust_code: Whether the user trusts whoever wrote a folder of programs or machine code (``.pt2``), which may run code.
 
     Returns:
         The encoder, and what the user must hear about how it was found.
@@ -40,16 +39,9 @@ def load_encoder(model: str | Path, *, average: bool = True, trust_code: bool = 
     """
     parts = {"name": str(model), "pretrained": None} if Path(model).exists() else split_model(str(model))
     name, pretrained = str(parts["name"]), parts["pretrained"]
-    if is_onnx_folder(Path(name)):
-        encoder = Encoder.from_pair(onnx_pair(Path(name)), model=str(model), pretrained=name)
-        return encoder, [f"{name} runs in onnxruntime on the CPU; it has no weights to train or to export"]
-    if is_program_folder(Path(name)):
-        if not trust_code:
-            raise ValueError(f"{_programs(Path(name))}; {_CONSENT}")
-        encoder = Encoder.from_pair(program_pair(Path(name)), model=str(model), pretrained=name)
-        return encoder, [
-            f"{name} holds torch.export programs, trusted by you; they run on the CPU and have no weights to train or to export"
-        ]
+    artefact = artefact_of(Path(name))
+    if artefact is not None:
+        return _of_artefact(artefact, Path(name), str(model), trust_code=trust_code)
     pair, source, notes = load_pair(name, pretrained)
     averaged = _averaged(pair, _checkpoint_of(Path(name), source)) if average else None
     if averaged is not None:
@@ -80,17 +72,23 @@ _CONSENT = (
 )
 
 
-def _programs(path: Path) -> str:
-    return f"{path} holds torch.export programs, and a .pt2 file can run any code of whoever wrote it"
+def _of_artefact(artefact: Artefact, path: Path, model: str, *, trust_code: bool) -> tuple[Encoder, list[str]]:
+    holds = f"{path} holds {artefact.holds}"
+    if artefact.code and not trust_code:
+        raise ValueError(f"{holds}, and {artefact.code}; {_CONSENT}")
+    pair = artefact.pair(path)
+    trusted = ", trusted by you" if artefact.code else ""
+    note = f"{holds}{trusted}: it runs in {artefact.runs}, and has {artefact.lacks} to train or to export"
+    return Encoder.from_pair(pair, model=model, pretrained=str(path)), [note, *pair.notes]
 
 
 def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
-    if is_onnx_folder(path):
+    artefact = artefact_of(path)
+    if artefact is not None:
+        risk = f", and {artefact.code}" if artefact.code else ""
         raise ValueError(
-            f"{path} holds ONNX files, which have no weights to start from; name the run or another export of it"
+            f"{path} holds {artefact.holds}{risk}, and {artefact.lacks} to start from; name the run or its open_clip export"
         )
-    if is_program_folder(path):
-        raise ValueError(f"{_programs(path)}, and no weights to start from; name the run or another export of it")
     if (path / CONFIG_FILE).is_file():
         return _from_export(path)
     if (path / MANIFEST).is_file() or (path / INFO).is_file():
@@ -108,8 +106,6 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
 
 
 def _from_export(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
-    if any(path.glob("openvino_*.xml")):
-        raise ValueError(f"{path} holds OpenVINO files, which run in OpenVINO; name the run or another export of it")
     if any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
         return build_pair(str(path)), str(path), []
     return build_pair(str(path)), None, [f"{path} holds a configuration and no file of weights: they are random"]

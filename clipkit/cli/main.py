@@ -27,7 +27,11 @@ app = typer.Typer(
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Devices = Annotated[int, typer.Option(min=1, help="Processes of this machine that share the work.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Read a folder of .pt2 programs: they can run code of whoever wrote them.")
+    bool,
+    typer.Option(
+        "--trust-code",
+        help="Read a folder of .pt2 files (programs, machine code): they can run code of whoever wrote them.",
+    ),
 ]
 Average = Annotated[
     bool, typer.Option("--average/--no-average", help="Take a run's moving average (optim.ema), if it keeps one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,18 @@ from clipkit.data.pixels import INTERPOLATIONS, Pixels, crop_resized, size_of
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 
-def center_crop_or_pad(image: Tensor, height: int, width: int, fill: int = 0) -> Tensor:
-    """The middle of an image (3, H, W), with a border of ``fill`` where it is smaller; (3, height, width)."""
-    down, right = max(height - image.shape[1], 0), max(width - image.shape[2], 0)
-    if down or right:
-        border = (right // 2, (right + 1) // 2, down // 2, (down + 1) // 2)
+def center_crop_or_pad(image: Tensor, height: int, width: int, fill: int = 0, *, down: bool = False) -> Tensor:
+    """The middle of an image (3, H, W), with a border of ``fill`` where it is smaller; (3, height, width).
+
+    Half a pixel of an odd margin goes to even, or ``down``.
+    """
+    below, right = max(height - image.shape[1], 0), max(width - image.shape[2], 0)
+    if below or right:
+        border = (right // 2, (right + 1) // 2, below // 2, (below + 1) // 2)
         image = F.pad(image, border, value=fill)
     # Python's round goes to even, as torchvision's and open_clip's crops do
-    top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
+    half = math.floor if down else round
+    top, left = half((image.shape[1] - height) / 2), half((image.shape[2] - width) / 2)
     return image[:, top : top + height, left : left + width]
 
 
@@ -35,15 +40,21 @@ class Preprocess:
             ``squash``.
         interpolation: ``bicubic`` or ``bilinear``.
         fill: Grey level of the border under ``longest``, 0 to 255.
+        crop_rounding: Where half a pixel of an odd margin goes: ``even``, as in open_clip and torchvision, or ``down``, as in transformers.
     """
 
     size: tuple[int, int]
     resize_mode: str = "shortest"
     interpolation: str = "bicubic"
     fill: int = 0
+    crop_rounding: str = "even"
 
     def __post_init__(self) -> None:
-        for value, allowed in ((self.resize_mode, RESIZE_MODES), (self.interpolation, INTERPOLATIONS)):
+        for value, allowed in (
+            (self.resize_mode, RESIZE_MODES),
+            (self.interpolation, INTERPOLATIONS),
+            (self.crop_rounding, ("even", "down")),
+        ):
             if value not in allowed:
                 raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
 
@@ -73,7 +84,7 @@ class Preprocess:
         whole = size_of(image)
         goal = self.resized(*whole)
         resized = crop_resized(image, (0, 0, *whole), goal, self.interpolation if square else "bicubic")
-        return center_crop_or_pad(resized, *self.size, fill=self.fill)
+        return center_crop_or_pad(resized, *self.size, fill=self.fill, down=self.crop_rounding == "down")
 
     def batch(self, images: Sequence[Pixels]) -> Tensor:
         """Several images of any sizes: uint8 (B, 3, *size)."""

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipkit.encoder import Encoder
@@ -25,15 +21,8 @@ from clipkit.exporters import embedders
 from clipkit.exporters.beside import USAGE, read_beside, refuse, write_beside
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.torch_export import trace
+from clipkit.towers.machine_code import Receiver
 from clipkit.towers.program import IMAGE_FILE, TEXT_FILE
-
-_RECEIVER = """import sys, torch
-from safetensors.torch import load_file, save_file
-encode = torch._inductor.aoti_load_package(sys.argv[1])
-for line in sys.stdin:
-    save_file({"y": encode(load_file(line[:-1] + ".in")["x"]).contiguous()}, line[:-1] + ".out")
-    print("done", flush=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
     def load(self, folder: Path, device: torch.device) -> Candidate:
         """Through ``aoti_load_package`` in processes of their own, on the CPU, with open_clip's preprocessing and tokenizer."""
         beside = read_beside(folder)
-        image, text = _Receiver(folder / IMAGE_FILE), _Receiver(folder / TEXT_FILE)
+        image, text = Receiver(folder / IMAGE_FILE), Receiver(folder / TEXT_FILE)
         bound = f"torch {version('torch')}, {platform.system()} {platform.machine()} and this processor's instructions"
         return Candidate(
             image=image,
@@ -79,34 +68,6 @@ text = textual(tokenizer(["a red bicycle"]))     # (1, D), unit norm"""
 
 
 FORMAT = AotInductorFormat
-
-
-class _Receiver:
-    """A package in a process that has torch and nothing of clipkit; it ends with this object."""
-
-    def __init__(self, path: Path) -> None:
-        self._place = tempfile.TemporaryDirectory()
-        command, pipe = [sys.executable, "-c", _RECEIVER, str(path)], subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        process, place = self._process, Path(self._place.name) / "batch"
-        assert process.stdin is not None and process.stdout is not None  # noqa: PT018
-        save_file({"x": x.cpu().contiguous()}, place.with_suffix(".in"))
-        try:
-            process.stdin.write(f"{place}\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if answer != "done\n":
-            said = process.communicate()[1].strip().splitlines()
-            raise ValueError(f"the package cannot be run (code {process.returncode}): {' '.join(said[-2:])[:600]}")
-        return load_file(place.with_suffix(".out"))["y"]
-
-    def __del__(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 def _compile(embedder: embedders.Embedder, example: Tensor, path: Path) -> None:

@@ -47,11 +47,22 @@ def refuse(encoder: Encoder, name: str) -> None:
     """
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    if (graph := graph_of(encoder.image) or graph_of(encoder.text)) is not None:
-        raise ValueError(f"{encoder.info.model} holds {graph.kind}s and no weights; export {name} from the run itself")
+    refuse_graphs(encoder, name)
     if not isinstance(encoder.tokenize, HFTokenizer | SimpleTokenizer):
         kinds = "open_clip's SimpleTokenizer or HFTokenizer"
         raise ValueError(f"the tokenizer {type(encoder.tokenize).__name__} cannot be saved offline; {kinds} can")
+
+
+def refuse_graphs(encoder: Encoder, name: str) -> None:
+    """What is an exported folder of another program.
+
+    Raises:
+        ValueError: Saying so.
+    """
+    if (graph := graph_of(encoder.image) or graph_of(encoder.text)) is not None:
+        raise ValueError(
+            f"{encoder.info.model} holds {graph.kind}s and {graph.lacks}; export {name} from the run itself"
+        )
 
 
 def write_beside(encoder: Encoder, folder: Path) -> None:

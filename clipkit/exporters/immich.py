@@ -22,9 +22,10 @@ from clipkit.exporters.beside import refuse
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.embedders import example_image, example_text, image_embedder, text_embedder
 from clipkit.exporters.transformers import crops_elsewhere, fast_tokenizer, refuse_tokenizer
+from clipkit.towers.immich import IMAGE, TEXT, ImmichTokenizer
 from clipkit.towers.onnx import OnnxModel
 
-OPSET, IMAGE, TEXT = 19, "visual", "textual"
+OPSET = 19
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
         config, tokenize = copy.deepcopy(encoder.info.config), fast_tokenizer(encoder)
         tokens = example_text(encoder, 1, torch.int32)
         config["text_cfg"]["context_length"] = tokens.shape[1]
+        config["init_logit_scale"] = encoder.log_scale  # immich has no use for it, who measures the files has
+        if encoder.logit_bias is not None:
+            config["init_logit_bias"] = encoder.logit_bias
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         for embedder, example, name, given in (
             (image_embedder(encoder), example_image(encoder, 1), IMAGE, "image"),
@@ -72,7 +76,7 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
         own = json.loads((folder / IMAGE / "preprocess_cfg.json").read_text())
         side = own["size"][0] if isinstance(own["size"], list) else own["size"]
         crop = own["resize_mode"] == "shortest"
-        encode = _encoding(folder)
+        tokenize = ImmichTokenizer(folder, json.loads((folder / "config.json").read_text()))
 
         return Candidate(
             image=image,
@@ -80,7 +84,7 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
             raw_image=lambda images: image(
                 torch.from_numpy(np.stack([_pixels(x, own, side, crop=crop) for x in images]))
             ),
-            raw_text=lambda texts: text(torch.tensor([encode(x) for x in texts])),
+            raw_text=lambda texts: text(tokenize(list(texts))),
             batches=(1,),
             versions={name: version(name) for name in ("onnx", "onnxruntime", "tokenizers")},
             shifts=lambda x: crop and crops_elsewhere(x, side),
@@ -96,18 +100,6 @@ FORMAT = ImmichFormat
 def _pad(tokenize: Any) -> int:
     padding = tokenize.backend_tokenizer.padding
     return int(padding["pad_id"]) if padding and tokenize.pad_token_id is None else int(tokenize.pad_token_id or 0)
-
-
-def _encoding(folder: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    config = json.loads((folder / "config.json").read_text())
-    pad = json.loads((folder / TEXT / "tokenizer_config.json").read_text())["pad_token"]
-    tokenizer = Tokenizer.from_file(str(folder / TEXT / "tokenizer.json"))
-    length = config["text_cfg"]["context_length"]
-    tokenizer.enable_padding(length=length, pad_token=pad, pad_id=tokenizer.token_to_id(pad))
-    tokenizer.enable_truncation(max_length=length)
-    return lambda text: tokenizer.encode(" ".join(text.split())).ids
 
 
 def _pixels(image: Image.Image, own: dict[str, Any], side: int, *, crop: bool) -> Any:

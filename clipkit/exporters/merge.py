@@ -137,7 +137,9 @@ def _require_alike(first: Encoder, other: Encoder) -> None:
     pair = f"{first.info.model} and {other.info.model}"
     for encoder in (first, other):
         if (graph := graph_of(encoder.image)) is not None:
-            raise ValueError(f"{encoder.info.model} holds {graph.kind}s and no weights to merge; name the run itself")
+            raise ValueError(
+                f"{encoder.info.model} holds {graph.kind}s and {graph.lacks} to merge; name the run itself"
+            )
     for what, a, b in (
         ("architecture", _architecture(first.info.config), _architecture(other.info.config)),
         ("preprocessing", _plain(first.info.preprocess), _plain(other.info.preprocess)),

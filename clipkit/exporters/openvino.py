@@ -6,12 +6,11 @@ Read by ``Core.read_model`` and not by ``openvino.convert_model``, which counts 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -23,9 +22,7 @@ from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.onnx import OnnxFormat
 from clipkit.towers.onnx import IMAGE_FILE as IMAGE_GRAPH
 from clipkit.towers.onnx import TEXT_FILE as TEXT_GRAPH
-
-IMAGE_FILE, TEXT_FILE = "openvino_model_vision.xml", "openvino_model_text.xml"  # as optimum-intel calls them
-PRECISE = {"INFERENCE_PRECISION_HINT": "f32"}  # else a CPU with bf16 units rounds to those
+from clipkit.towers.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoModel, core
 
 
 @dataclass(frozen=True)
@@ -52,15 +49,16 @@ text = textual(tokenizer(["a red bicycle"]).numpy())[0]    # (1, D), unit norm""
         with tempfile.TemporaryDirectory() as name:
             OnnxFormat().write(encoder, Path(name))
             for graph, file in ((IMAGE_GRAPH, IMAGE_FILE), (TEXT_GRAPH, TEXT_FILE)):
-                openvino.save_model(_core().read_model(Path(name) / graph), folder / file, compress_to_fp16=False)
+                openvino.save_model(core().read_model(Path(name) / graph), folder / file, compress_to_fp16=False)
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
         """Through OpenVINO on the CPU, in float32, with open_clip's preprocessing and tokenizer."""
         beside = read_beside(folder)
-        image, text = _encoder(folder / IMAGE_FILE), _encoder(folder / TEXT_FILE)
+        image, text = OpenVinoModel(folder / IMAGE_FILE), OpenVinoModel(folder / TEXT_FILE)
 
         def raw_image(images: Sequence[Image.Image]) -> Tensor:
-            return image(torch.stack([beside.preprocess(x) for x in images]))
+            found: Tensor = image(torch.stack([beside.preprocess(x) for x in images]))
+            return found
 
         return Candidate(
             image=image,
@@ -76,24 +74,3 @@ text = textual(tokenizer(["a red bicycle"]).numpy())[0]    # (1, D), unit norm""
 
 
 FORMAT = OpenVinoFormat
-
-
-@cache
-def _core() -> Any:
-    """The one core of this process, for its whole life.
-
-    The CPU plugin gives the thread that loads it another stack for signals, and puts the one of before back when it goes. Two that go in
-    the order in which they came put back memory that is gone, and the next signal with a handler (a child's end, say) ends the process.
-    """
-    import openvino
-
-    return openvino.Core()
-
-
-def _encoder(path: Path) -> Callable[[Tensor], Tensor]:
-    compiled: Any = _core().compile_model(path, "CPU", PRECISE)
-
-    def encode(x: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(x.cpu().numpy())[0].copy())
-
-    return encode

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipkit.encoder import Encoder
 from clipkit.exporters import parity
+from clipkit.exporters.beside import refuse_graphs
 from clipkit.exporters.candidate import Candidate, Format
 from clipkit.exporters.folder import PARITY, new_folder
 from clipkit.exporters.offline import offline
@@ -64,6 +65,7 @@ def export_encoder(
         ParityError: If the files' embeddings differ from the encoder's; then there is no folder.
         ValueError: If the folder is taken, the probes are too few, or the format cannot hold the encoder.
     """
+    refuse_graphs(encoder, format.name)
     format.refuse(encoder)
     probes = Probes.of(images, texts)
     with new_folder(Path(out), force=force) as folder:

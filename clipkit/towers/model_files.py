@@ -38,6 +38,43 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return stored
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """A file of a folder, not one elsewhere that a link or a path points to.
+
+    Args:
+        folder: The folder of a model.
+        name: Of the file, below the folder.
+
+    Raises:
+        ValueError: If there is no such file, or it lies outside of the folder (and of the hub's cache that holds the folder).
+    """
+    path, home = folder / name, folder.resolve()
+    if not path.is_file():
+        raise ValueError(f"{folder} has no {name}, or it is no file")
+    held = (
+        [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    )  # as the hub's cache lies
+    if not any(path.resolve().is_relative_to(place) for place in held):
+        raise ValueError(f"{path} lies outside of its folder ({path.resolve()}); copy the files themselves: cp -rL")
+    return path
+
+
+def read_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of a folder that holds one object.
+
+    Raises:
+        ValueError: See ``own_file``. If it is something else, with its place.
+    """
+    path = own_file(folder, name)
+    try:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__} where an object belongs")
+    return found
+
+
 def read_weights(path: str) -> dict[str, Tensor]:
     """Weights of a file: safetensors, or a ``.pt`` of tensors, bare or with open_clip's trainer's other entries around ``state_dict``.
 

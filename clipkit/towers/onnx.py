@@ -6,6 +6,7 @@ A stranger's file is data to onnxruntime: it runs the operators that it knows, a
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,14 @@ class OnnxModel(GraphModel):
 
     Args:
         path: The file; weights beyond 2 GB lie beside it.
+        others: Further files that decide what it gives.
 
     Raises:
         ValueError: If onnxruntime is missing or cannot load the file, or it is no encoder of one input (and a padding mask) and one output.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "ONNX file")
+    def __init__(self, path: Path, others: Sequence[Path] = ()) -> None:
+        super().__init__(path, "ONNX file", others)
         if importlib.util.find_spec("onnxruntime") is None:
             raise ValueError(f"{path} needs onnxruntime: pip install '{DISTRIBUTION}[onnx]'")
         import onnxruntime

@@ -128,8 +128,7 @@ class TextTower(Tower):
 
     def forward(self, x: Tensor) -> Features:
         """Encode tokens int64 (B, L), L at most the context length."""
-        full = x.shape[1] == getattr(self.model, "context_length", None)
-        if self.pooling in (None, "mask") or full:
+        if self.pooling in (None, "mask") or x.shape[1] == getattr(self.model, "context_length", None):
             out = self.model(x)
             return Features(unit(out[0] if isinstance(out, tuple) else out))
         return Features(unit(self._short(x)))
@@ -327,6 +326,8 @@ class TokenCount:
 
 def token_counts(tokenize: Any, texts: Sequence[str]) -> list[int]:
     """How long texts are before they are cut to the context of a tokenizer, special tokens included."""
+    if hasattr(tokenize, "count"):  # of an exported folder's own files
+        return tokenize.count(list(texts))  # type: ignore[no-any-return]
     if hasattr(tokenize, "encode"):  # SimpleTokenizer: start and end around it
         return [len(tokenize.encode(text)) + 2 for text in texts]
     from open_clip.tokenizer import basic_clean, canonicalize_text
@@ -371,8 +372,7 @@ def _trimmable(model: nn.Module) -> str | None:
     """How the end of a text is found where cutting after it is exact, else None."""
     if type(model).__name__ == "HFTextEncoder":
         return "mask"
-    causal = getattr(model, "attn_mask", None) is not None
-    pool = getattr(model, "pool_type", None)
+    causal, pool = getattr(model, "attn_mask", None) is not None, getattr(model, "pool_type", None)
     plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
     return pool if plain and pool in ("argmax", "eos") else None
 

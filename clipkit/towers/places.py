@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.towers.graph_files import graph_of
 from clipkit.towers.open_clip import ImageTower
 
 FEWEST = 2
@@ -46,7 +47,13 @@ def relevance(tower: ImageTower, image: Tensor, directions: Tensor) -> Relevance
         tower: The image tower, in evaluation mode.
         image: Pixels as the tower takes them, uint8 (3, height, width).
         directions: Directions among the embeddings (M, D), such as a text's less another's; of any norm.
+
+    Raises:
+        ValueError: If the tower is a file of a program that gives no gradients.
     """
+    graph = graph_of(tower)
+    if graph is not None and not graph.gradients:
+        raise ValueError(f"{graph.place} is an exported file ({graph.kind}) without gradients; explain the run itself")
     device = next(tower.parameters()).device
     x, directions = tower.normalise(image[None].to(device)), directions.to(device)
     if _plain_transformer(tower.model):

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from clipkit.encoder import Encoder
-from clipkit.exporters.aot_inductor import AotInductorFormat, _Receiver
+from clipkit.exporters.aot_inductor import AotInductorFormat
 from clipkit.exporters.prove import export_encoder
+from clipkit.towers.machine_code import Receiver
 
 from .conftest import TEXTS
 
@@ -25,7 +26,7 @@ def test_without_a_compiler_it_is_refused(vit: Encoder, monkeypatch: pytest.Monk
 def test_a_package_that_cannot_be_run_is_said(tmp_path: Path) -> None:
     (tmp_path / "visual.pt2").write_bytes(b"no package")
     with pytest.raises(ValueError, match="the package cannot be run"):
-        _Receiver(tmp_path / "visual.pt2")(torch.zeros(1, 3, 8, 8))
+        Receiver(tmp_path / "visual.pt2")(torch.zeros(1, 3, 8, 8))
 
 
 @pytest.mark.slow

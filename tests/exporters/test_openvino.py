@@ -16,7 +16,8 @@ from .conftest import TEXTS
 from .test_onnx import bilinear
 
 openvino = pytest.importorskip("openvino")
-from clipkit.exporters.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoFormat, _core, _encoder  # noqa: E402
+from clipkit.exporters.openvino import IMAGE_FILE, TEXT_FILE, OpenVinoFormat  # noqa: E402
+from clipkit.towers.openvino import OpenVinoModel, core  # noqa: E402
 
 FORMAT = OpenVinoFormat()
 
@@ -41,8 +42,8 @@ def mapped(address: int) -> bool:
 def test_loading_twice_leaves_handlers_of_signals_their_stack(tmp_path: Path) -> None:
     node = openvino.opset13.parameter([1, 2], float)
     openvino.save_model(openvino.Model([openvino.opset13.relu(node)], [node]), tmp_path / "relu.xml")
-    first = _encoder(tmp_path / "relu.xml")
-    second = _encoder(tmp_path / "relu.xml")
+    first = OpenVinoModel(tmp_path / "relu.xml")
+    second = OpenVinoModel(tmp_path / "relu.xml")
     del first
     assert second(torch.tensor([[-1.0, 2.0]])).tolist() == [[0, 2]]
     del second
@@ -55,7 +56,7 @@ def test_openvino_runs_the_files(vit: Encoder, photos: list[Image.Image], tmp_pa
     report = export_encoder(vit, FORMAT, out, images=photos, texts=TEXTS)
     assert report.held
     assert {IMAGE_FILE, TEXT_FILE, "open_clip_config.json"} <= {path.name for path in out.iterdir()}
-    textual = _core().compile_model(out / TEXT_FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    textual = core().compile_model(out / TEXT_FILE, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for size in (1, 3):
         found = torch.from_numpy(textual(vit.tokenize(TEXTS[:size]).numpy())[0])
         assert torch.allclose(found, vit.encode_text(TEXTS[:size]), atol=1e-5)

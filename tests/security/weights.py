@@ -98,6 +98,9 @@ def folder_here(lab: Lab) -> None:
     confused(lab)
     with environment(**{UNSAFE: "1"}):
         raises(ValueError, lambda: clipkit.load(folder))
+    evil_file(lab, "saved/pytorch_model.bin")
+    (lab.folder / "saved" / "config.json").write_text(json.dumps({"model_type": "clip"}))  # as transformers saved it
+    each_way(lab, lab.folder / "saved")
 
 
 def evil_checkpoint(lab: Lab) -> Path:
@@ -249,8 +252,9 @@ def trust(lab: Lab) -> None:
 
 
 def trust_here(lab: Lab) -> None:
-    """As text tower, as tokenizer, by an option of the tokenizer, and in an exported folder; nobody is asked either."""
+    """As the model itself, as text tower, as tokenizer, by an option of the tokenizer, and in an exported folder; nobody is asked either."""
     folder = str(code_folder(lab))
+    each_way(lab, folder)
     text = {"context_length": 16, "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler", "width": 32}
     asked = mock.patch("builtins.input", side_effect=lambda *_: (lab.harmed(), "y")[1])
     with asked:
