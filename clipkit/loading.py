@@ -12,7 +12,7 @@ from clipkit.checkpoint import INFO, MANIFEST, newest, read_average, read_checkp
 from clipkit.config.model import split_model
 from clipkit.encoder import Encoder
 from clipkit.towers.artefacts import Artefact, artefact_of
-from clipkit.towers.model_files import CONFIG_FILE, read_config_file
+from clipkit.towers.model_files import CONFIG_FILE, PARITY_FILE, read_config_file
 from clipkit.towers.open_clip import OpenClipPair, build_pair, pair_from_config, pair_of_run
 from clipkit.towers.open_clip_run import trained_model
 
@@ -108,6 +108,10 @@ def _from_folder(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
 def _from_export(path: Path) -> tuple[OpenClipPair, str | None, list[str]]:
     if any(file.suffix in (".safetensors", ".bin", ".pth") for file in path.iterdir()):
         return build_pair(str(path)), str(path), []
+    graphs = sorted(file.name for file in path.iterdir() if file.suffix in (".onnx", ".pt2", ".xml"))
+    if graphs or (path / PARITY_FILE).is_file():
+        left = f"only {', '.join(graphs)}" if graphs else "no weights"
+        raise ValueError(f"{path} is an export that is not whole: it holds {left}; copy it again, or export again")
     return build_pair(str(path)), None, [f"{path} holds a configuration and no file of weights: they are random"]
 
 

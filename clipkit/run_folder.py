@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -162,9 +162,20 @@ def record_start(folder: Path, config: RunConfig) -> None:
             f"the run folder {folder} cannot be made ({error.strerror}); name another with run=DIR"
         ) from error
     write_config(without_secrets(config), folder / CONFIG)
-    (folder / COMMAND).write_text(shown(shlex.join(sys.argv)) + "\n")
+    (folder / COMMAND).write_text(shown(_command(sys.argv)) + "\n")
     (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1) + "\n")
     (folder / STOPPED).unlink(missing_ok=True)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """A command line, without where this machine keeps clipkit.
+
+    >>> _command(["/home/me/venv/bin/clipkit", "fit", "my run.yaml"])
+    "clipkit fit 'my run.yaml'"
+    """
+    program = Path(arguments[0])
+    ours = program.name == "clipkit" or program.parts[-2:] == ("clipkit", "__main__.py")
+    return shlex.join(["clipkit" if ours else str(program), *arguments[1:]])
 
 
 def find_resume(folder: Path, resume: str, copies: Copies | None = None) -> tuple[Path | None, list[str]]:

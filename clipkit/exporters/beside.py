@@ -18,8 +18,8 @@ from clipkit.towers.graph_files import graph_of
 from clipkit.towers.model_files import CONFIG_FILE
 
 USAGE = """from open_clip.transform import PreprocessCfg, image_transform_v2
-stored = json.load(open("FOLDER/open_clip_config.json"))
-preprocess = image_transform_v2(PreprocessCfg(**stored["preprocess_cfg"]), is_train=False)
+config = json.load(open("FOLDER/open_clip_config.json"))["preprocess_cfg"]
+preprocess = image_transform_v2(PreprocessCfg(**config), is_train=False)
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
 
 

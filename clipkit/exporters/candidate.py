@@ -59,8 +59,10 @@ class Format(Protocol):
 
     name: ClassVar[str]
     """As the command line takes it."""
-    usage: ClassVar[str]
-    """How a receiver loads the folder: a few lines of Python for the card."""
+
+    @property
+    def usage(self) -> str:
+        """How a receiver loads the folder: a few lines of Python for the card."""
 
     def refuse(self, encoder: Encoder) -> None:
         """Raise ``ValueError`` with the reason where the format cannot hold the encoder."""

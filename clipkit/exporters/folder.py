@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from clipkit.towers.model_files import PARITY_FILE
+
 _log = logging.getLogger(__name__)
-PARITY = "parity.json"
 CLAIM = ".exporting"
 WORDS = (
     "clipkit export: made and removed by clipkit; safe to delete with the folders of its number once no export runs\n"
@@ -81,7 +82,7 @@ def _retire(old: Path, out: Path) -> None:
     """What was replaced: an export can be made again, anything else is kept."""
     if not old.is_dir():
         return
-    if (old / PARITY).is_file() or not any(old.iterdir()):
+    if (old / PARITY_FILE).is_file() or not any(old.iterdir()):
         shutil.rmtree(old, ignore_errors=True)
         return
     names = (out.with_name(f"{out.name}.replaced{f'-{number}' if number > 1 else ''}") for number in itertools.count(1))

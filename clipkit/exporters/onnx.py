@@ -47,11 +47,20 @@ class OnnxFormat:
     precision: Precision = "float32"
 
     name: ClassVar[str] = "onnx"
-    usage: ClassVar[str] = f"""import json, onnxruntime, open_clip
-{USAGE}
+
+    @property
+    def usage(self) -> str:
+        """Through onnxruntime, with what these options ask of the receiver."""
+        beside, image, text = USAGE, "preprocess(picture)[None]", 'tokenizer(["a red bicycle"])'
+        if self.pixels == "uint8":
+            beside = beside.replace("**config)", '**config | {"mean": (0, 0, 0), "std": (1, 1, 1)})')
+            image = f"({image} * 255).round().byte()"  # resized RGB: the graph normalises
+        text = f"{text}.int()" if self.tokens == "int32" else text
+        return f"""import json, onnxruntime, open_clip
+{beside}
 visual, textual = (onnxruntime.InferenceSession(f"FOLDER/{{name}}.onnx") for name in ("visual", "textual"))
-image = visual.run(None, {{"image": preprocess(picture)[None].numpy()}})[0]       # (1, D), unit norm
-text = textual.run(None, {{"text": tokenizer(["a red bicycle"]).numpy()}})[0]   # (1, D), unit norm"""
+image = visual.run(None, {{"image": {image}.numpy()}})[0]  # (1, D), unit norm
+text = textual.run(None, {{"text": {text}.numpy()}})[0]  # (1, D), unit norm"""
 
     def refuse(self, encoder: Encoder) -> None:
         """What holds no weights, or a tokenizer that cannot be saved."""

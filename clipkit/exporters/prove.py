@@ -19,10 +19,11 @@ from clipkit.encoder import Encoder
 from clipkit.exporters import parity
 from clipkit.exporters.beside import refuse_graphs
 from clipkit.exporters.candidate import Candidate, Format
-from clipkit.exporters.folder import PARITY, new_folder
+from clipkit.exporters.folder import new_folder
 from clipkit.exporters.offline import offline
 from clipkit.exporters.parity import Bounds, Check, ParityReport
 from clipkit.exporters.probes import RANKED, Probes, embedded_probes, rule_probes, text_name
+from clipkit.towers.model_files import PARITY_FILE
 
 FEW = (
     8  # probes that a batch size other than the largest sees: the first four and the last four, which are the hard ones
@@ -72,7 +73,7 @@ def export_encoder(
         format.write(encoder, folder)
         report = prove(encoder, format, folder, probes)
         report.require()
-        report.write(folder / PARITY)
+        report.write(folder / PARITY_FILE)
         if finish is not None:
             finish(folder, report)
     return report

@@ -13,8 +13,8 @@ from typing import Any
 from clipkit.config.names import DISTRIBUTION
 from clipkit.data.urls import shown
 from clipkit.exporters.card import CARD
-from clipkit.exporters.folder import PARITY
 from clipkit.exporters.provenance import NAME, file_hashes
+from clipkit.towers.model_files import PARITY_FILE
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -64,11 +64,11 @@ def check_proof(folder: Path) -> None:
     Raises:
         ValueError: If not, with the file.
     """
-    report, stored = _read(folder / PARITY), _read(folder / NAME)
+    report, stored = _read(folder / PARITY_FILE), _read(folder / NAME)
     if report.get("held") is not True:
-        raise ValueError(f"{folder}: its {PARITY} does not say that the proof holds; export it again")
+        raise ValueError(f"{folder}: its {PARITY_FILE} does not say that the proof holds; export it again")
     proven = stored.get("files")
-    if not isinstance(proven, dict) or PARITY not in proven:
+    if not isinstance(proven, dict) or PARITY_FILE not in proven:
         raise ValueError(f"{folder}: its {NAME} names no files that were proven; export it again")
     here = file_hashes(folder)
     other = [name for name in sorted({*proven, *here} - {NAME, CARD}) if proven.get(name) != here.get(name)]

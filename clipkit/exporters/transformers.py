@@ -33,7 +33,9 @@ class TransformersFormat:
     usage: ClassVar[str] = """from transformers import AutoModel, AutoProcessor
 model = AutoModel.from_pretrained("FOLDER")
 processor = AutoProcessor.from_pretrained("FOLDER")
-inputs = processor(text=texts, images=images, padding="max_length", truncation=True, return_tensors="pt")"""
+inputs = processor(text=["a red bicycle"], images=[picture], padding="max_length", truncation=True, return_tensors="pt")
+found = model(**inputs)
+image, text = found.image_embeds, found.text_embeds  # (1, D) each, unit norm"""
 
     def refuse(self, encoder: Encoder) -> None:
         """All but two native transformers, or timm's SigLIP image tower beside a native text tower; other sizes, resizes and tokenizers."""

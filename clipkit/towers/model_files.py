@@ -15,6 +15,7 @@ from torch import Tensor
 from clipkit.config.json_text import parse_json
 
 CONFIG_FILE = "open_clip_config.json"
+PARITY_FILE = "parity.json"  # in every folder that an export made
 TEXT_CONFIG = "text_tower"  # folder with the configuration of a Hugging Face text tower, in an exported folder
 _PICKLED = (".bin", ".pt", ".pth")
 _TOKENIZER_OPTIONS = {"additional_special_tokens", "clean", "language", "reduction_mask", "strip_sep_token"}

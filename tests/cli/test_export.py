@@ -245,7 +245,7 @@ def test_a_damaged_record_is_named_with_its_line(trained, tmp_path, capsys, line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, caplog, monkeypatch):
+def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tmp_path, capsys, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("kept")
     monkeypatch.setattr("clipkit.exporters.handover.load_encoder", lambda *_, **__: pytest.fail("loaded"))
@@ -256,7 +256,7 @@ def test_a_folder_that_is_taken_is_refused_before_anything_is_loaded(trained, tm
     assert export(trained, "--force", out=tmp_path / "out") == 0
     assert not (tmp_path / "out" / "mine.txt").exists()
     assert (tmp_path / "out.replaced" / "mine.txt").read_text() == "kept"
-    assert f"kept in {tmp_path / 'out.replaced'}" in caplog.text
+    assert f"kept in {tmp_path / 'out.replaced'}" in capsys.readouterr().err
     assert export(trained, "--force", out=tmp_path / "out") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.replaced"]
 

@@ -28,3 +28,14 @@ def test_a_folder_without_weights_does_not_pass_for_a_trained_one(vit: Encoder, 
     encoder, notes = load_encoder(tmp_path)
     assert encoder.info.pretrained is None
     assert "no file of weights: they are random" in notes[0]
+    (tmp_path / "parity.json").write_text("{}")  # an export once
+    with pytest.raises(ValueError, match="is an export that is not whole: it holds no weights; copy it again"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "gone"), [("onnx", "textual.onnx"), ("openvino", "openvino_model_text.xml")])
+def test_half_an_export_is_no_model_of_random_weights(kind: str, gone: str, vit: Encoder, tmp_path: Path) -> None:
+    make_format(kind).write(vit, tmp_path)
+    (tmp_path / gone).unlink()
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_encoder(tmp_path)

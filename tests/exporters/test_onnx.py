@@ -72,6 +72,18 @@ def test_other_towers_and_options(
     assert torch.allclose(again.encode_image(photos), build(name).encode_image(photos), atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"pixels": "uint8", "tokens": "int32"}])
+def test_what_the_card_says_of_loading_works(
+    options: dict[str, str], vit: Encoder, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    format = make_format("onnx", options)
+    format.write(vit, tmp_path)
+    found: dict[str, Any] = {"picture": photos[0]}
+    exec(format.usage.replace("FOLDER", str(tmp_path)), found)
+    assert np.allclose(found["image"], vit.encode_image(photos[:1]), atol=1e-3)
+    assert np.allclose(found["text"], vit.encode_text(["a red bicycle"]), atol=1e-5)
+
+
 def test_smaller_weights(vit: Encoder, folder: Path, photos: list[Image.Image], tmp_path: Path) -> None:
     whole = (folder / "visual.onnx").stat().st_size
     for precision, share in (("float16", 0.6), ("int8", 0.5)):
