@@ -89,6 +89,7 @@ class Beside:
     ) -> OpenClipPair:
         """Both graphs with their tokenizer (the configuration's where none is given), preprocessing and temperature."""
         scale, bias = (self.config.get(f"init_logit_{name}") for name in ("scale", "bias"))
+        unsaid = f"{self.folder} holds no temperature: 0.07 is taken, which calibration alone depends on"
         return OpenClipPair(
             tower(image, tuple(self.preprocess["mean"]), tuple(self.preprocess["std"])),
             TextTower(text),
@@ -97,6 +98,7 @@ class Beside:
             self.config,
             math.log(1 / 0.07) if scale is None else float(scale),
             None if bias is None else float(bias),
+            () if scale is not None else (unsaid,),
         )
 
 

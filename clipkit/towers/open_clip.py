@@ -164,7 +164,7 @@ class OpenClipPair:
     bias: float | None
     """Bias of the logits, where the model has one (SigLIP)."""
     notes: tuple[str, ...] = ()
-    """What was done to its weights so that they fit."""
+    """What was done to its weights so that they fit, and what its files do not say."""
 
 
 def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:

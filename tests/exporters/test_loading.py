@@ -101,6 +101,17 @@ def test_pictures_are_cropped_as_the_receiver_crops_them(
     assert (found - theirs).abs().max() < 2e-3 < (vit.encode_image(beside) - theirs).abs().max()
 
 
+def test_a_temperature_that_is_not_there_is_said(folders: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    """As in the trees that immich itself offers."""
+    folder = tmp_path / "tree"
+    shutil.copytree(folders["vit", "immich"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["init_logit_scale"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert any("holds no temperature: 0.07 is taken" in note for note in load_encoder(folder)[1])
+    assert not any("temperature" in note for note in load_encoder(folders["vit", "immich"])[1])
+
+
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_the_files_decide_the_hash(kind: str, folders: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
