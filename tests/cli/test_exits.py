@@ -98,7 +98,7 @@ def test_the_traceback_is_there_when_asked_for(monkeypatch, capsys):
     [
         (["export", "MODEL", "--out", "/dev/null/x"], "/dev/null is a file; name a folder"),
         (["embed", "MODEL", "PICTURES", "--out", "/dev/null/x"], "/dev/null"),
-        (["search", "PICTURES", "red", "--model", "MODEL", "--html", "PICTURES"], ": Is a directory"),
+        (["search", "PICTURES", "red", "--model", "MODEL", "--html", "PICTURES/page.html"], ": Is a directory"),
     ],
 )
 def test_commands_say_it_so(arguments, words, tiny_model, tmp_path, capsys, monkeypatch):
@@ -107,7 +107,9 @@ def test_commands_say_it_so(arguments, words, tiny_model, tmp_path, capsys, monk
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.new("RGB", (20, 20), "red").save(pictures / "a.png")
-    places = {"MODEL": str(tiny_model), "PICTURES": str(pictures)}
+    page = pictures / "page.html"
+    page.mkdir()
+    places = {"MODEL": str(tiny_model), "PICTURES": str(pictures), "PICTURES/page.html": str(page)}
     assert run([places.get(argument, argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
     assert words in said
