@@ -57,7 +57,7 @@ def main() -> int:
     """Both in turn over the same files."""
     short = quick(str(__doc__).partition("\n")[0])
     torch.set_num_threads(2)
-    count, times = (1500, 3) if short else (3000, 5)
+    count, times = (1200, 2) if short else (3000, 5)
     name = str(ROOT / "configs" / "demo_model.json")
     pair = build_pair(name, None)
     encoder = Encoder.from_pair(pair, model=name, pretrained=None)

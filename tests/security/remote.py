@@ -70,7 +70,11 @@ def through_proxy(target: str, work: object) -> list[str]:
 
 def follow_plainly(lab: Lab) -> None:
     """urllib follows a public server to a cloud's metadata."""
-    lab.harmed(through_proxy(INSIDE[0], lambda: fires(lambda: urllib.request.urlopen(f"{PUBLIC}/0.tar", timeout=5))))
+
+    def plain() -> None:  # an opener of its own: urlopen keeps its first one, which may have seen no proxy
+        urllib.request.build_opener().open(f"{PUBLIC}/0.tar", timeout=30)
+
+    lab.harmed(through_proxy(INSIDE[0], lambda: fires(plain)))
 
 
 def follow_here(lab: Lab) -> None:
@@ -148,7 +152,7 @@ def secrets_plainly(lab: Lab) -> None:
         logger = CSVLogger(lab.folder, "plain")
         logger.log_hyperparams({"train_data": url})
         logger.save()
-        failed = raises(tarfile.TarError, lambda: iterate_strictly(url))
+        failed = raises((tarfile.TarError, OSError), lambda: iterate_strictly(url))  # whichever end sees curl's first
     finally:
         web.close()
     printed = io.StringIO()
