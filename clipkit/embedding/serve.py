@@ -22,6 +22,7 @@ MOST = 200  # results of one question
 MOST_BYTES = 16 << 20  # of a picture sent here
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CUT = "the question is longer than the context of the model and was cut"
+_OTHER = "; ask for the address that it printed, or serve with --host and that name"
 _POLICY = POLICY + "; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 
 
@@ -68,7 +69,9 @@ def application(finder: Finder, *, hosts: list[str]) -> FastAPI:
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         name = request.url.hostname or ""
         asked = name in hosts or ("*" in hosts and _is_number(name))
-        response = await call_next(request) if asked else PlainTextResponse(f"{name} is not this server's name", 400)
+        response = (
+            await call_next(request) if asked else PlainTextResponse(f"{name} is not this server's name{_OTHER}", 400)
+        )
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers["Referrer-Policy"] = "no-referrer"

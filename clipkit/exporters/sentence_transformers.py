@@ -6,10 +6,8 @@ Its ``CLIPModel`` module is deprecated since 5.4; ``Transformer`` takes images a
 from __future__ import annotations
 
 import dataclasses
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 from clipkit.encoder import Encoder
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.transformers import TransformersFormat, kind_of
+from clipkit.towers.transformers_config import quiet
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ text = model.encode(["a red bicycle"])      # (1, D), unit norm"""
 
         # SigLIP pools at the last position: its texts are padded to the whole context
         padded = {"processing_kwargs": {"text": {"padding": "max_length"}}} if kind_of(encoder) == "siglip" else {}
-        with tempfile.TemporaryDirectory() as name, _quiet():
+        with tempfile.TemporaryDirectory() as name, quiet("sentence_transformers"):
             TransformersFormat().write(encoder, Path(name))
             modules: list[Any] = [Transformer(name, **padded), Normalize()]
             whole = SentenceTransformer(modules=modules, device="cpu")
@@ -55,7 +54,7 @@ text = model.encode(["a red bicycle"])      # (1, D), unit norm"""
         """Through ``SentenceTransformer``, from the folder alone."""
         from sentence_transformers import SentenceTransformer
 
-        with _quiet():
+        with quiet("sentence_transformers"):
             model: Any = SentenceTransformer(str(folder), device=str(device), local_files_only=True)
         beneath = TransformersFormat().load(folder, device)  # what it says of crops holds here too
 
@@ -84,15 +83,3 @@ text = model.encode(["a red bicycle"])      # (1, D), unit norm"""
 
 
 FORMAT = SentenceTransformersFormat
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's remarks on modules that its own classes choose."""
-    log = logging.getLogger("sentence_transformers")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(level)

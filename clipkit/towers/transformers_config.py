@@ -46,9 +46,9 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the library's remarks on configurations of its own, such as a token beyond a default vocabulary."""
-    log = logging.getLogger("transformers")
+def quiet(library: str = "transformers") -> Iterator[None]:
+    """Without a library's remarks on what its own classes choose, such as a token beyond a default vocabulary."""
+    log = logging.getLogger(library)
     level = log.level
     log.setLevel(logging.ERROR)
     try:
