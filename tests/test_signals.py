@@ -95,8 +95,7 @@ def test_other_commands_unwind_and_their_forked_workers_end_as_ever():
         "def explain(*a, **k):\n"
         "    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
         "    child.start(); time.sleep(0.5); child.terminate(); child.join()\n"
-        "    print(child.exitcode, flush=True)\n"
-        "    try: time.sleep(60)\n"
+        "    try: print(child.exitcode, flush=True); time.sleep(60)\n"  # inside: the signal may come before print returns
         "    finally: print('put away', flush=True)\n"
         "import clipkit.cli.explain as verb\n"
         "verb.explain_image = explain\n"
