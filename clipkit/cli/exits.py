@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import traceback
 
 import typer
@@ -14,6 +15,8 @@ _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 # a place that the user named and that is none, or no place to write to; a full or broken disk is nobody's input
 _PLACES = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+_OF_THE_SYSTEM = re.compile(r"\(os error \d+\)$")  # an OSError in the words of Rust: safetensors, tokenizers
 
 
 def exit_code(error: BaseException) -> tuple[int, str]:
@@ -52,7 +55,7 @@ def _failed(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         named = isinstance(error, _PLACES) and error.filename is not None
         return (BAD_INPUT if named else FAILURE), f"error: {_place(error)}"
-    if type(error).__module__.startswith("clipkit."):  # our own failures say all there is to say
+    if _OF_THE_SYSTEM.search(str(error)) or type(error).__module__.startswith("clipkit."):  # they say all there is to say
         return FAILURE, f"error: {error}"
     return FAILURE, ""
 

@@ -6,6 +6,7 @@ it. ``clipkit.load`` takes one only with ``trust_code=True``.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -96,5 +97,7 @@ def trace(embedder: Embedder, example: Tensor) -> ExportedProgram:
 def _save(embedder: Embedder, example: Tensor, path: Path) -> None:
     program = trace(embedder, example)
     program.example_inputs = None  # stored as a pickle
+    whole = io.BytesIO()  # torch's own writer ends the process where the disk is full
     with quiet_tracing():  # weights in channels-last order are stored whole, though torch warns of them
-        torch.export.save(program, path)
+        torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -300,3 +301,18 @@ def test_fcntl_shows_the_lock_of_another_process_only(tmp_path):
     with (tmp_path / LOCK).open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert trainer_of(tmp_path) is None  # a record lock is this process's own
+
+
+@pytest.mark.parametrize("format", ["open_clip", "transformers", "onnx", "torch_export"])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(trained, format, tmp_path, capfd):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    try:
+        code = run(["export", str(trained), "--out", str(tmp_path / "out"), "--format", format])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert code == 1
+    *_, last = capfd.readouterr().err.splitlines()
+    assert last.startswith("error: ")
+    assert "File too large" in last
+    assert not os.listdir(tmp_path)
