@@ -1,7 +1,8 @@
 """How fast 512-pixel JPEGs become embeddings on disk: pictures a second, the model of the demo, equal workers, batch and threads.
 
 The peer is the loop that one would write with open_clip: its evaluation transform (Pillow) in a DataLoader, ``encode_image``,
-normalise, ``np.save``. clipkit writes the same rows with its manifest and parquet; ``thumbnails_rate_ratio`` adds the thumbnails.
+normalise, ``np.save``. clipkit writes the same rows with its manifest and parquet; ``thumbnails_rate_ratio`` adds the thumbnails. Both may
+use two threads; beside workers clipkit runs an encoder as small as this one in one.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from clipkit.embedding.pictures import batches
 from clipkit.embedding.write import KINDS, pyarrow, write_part
 from clipkit.encoder import Encoder
 from clipkit.evaluation.split import agree_on_error
+from clipkit.evaluation.threads import beside_workers
 
 _log = logging.getLogger(__name__)
 _SAME = ("weights", "preprocessing", "data", "dim", "dtype", "parts", "thumbnail")
@@ -147,11 +148,12 @@ def _embed_items(
     unreadable: list[str] = []
     image: list[Tensor] = [encoder.encode_image([])]
     read = batches(items, encoder.preprocess, batch_size=batch_size, workers=workers, thumbnail=made.thumbnail)
-    for batch in read:
-        image.append(encoder.encode_image(batch.pixels, batch_size=batch_size))
-        rows += batch.rows
-        thumbnails += batch.thumbnails
-        unreadable += batch.unreadable
+    with beside_workers(encoder, workers):
+        for batch in read:
+            image.append(encoder.encode_image(batch.pixels, batch_size=batch_size))
+            rows += batch.rows
+            thumbnails += batch.thumbnails
+            unreadable += batch.unreadable
     kept = [items[row] for row in rows]
     before = encoder.texts_cut
     text = encoder.encode_text([caption for item in kept for caption in item.captions])

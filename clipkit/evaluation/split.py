@@ -16,6 +16,7 @@ from clipkit.data.images import BadSample
 from clipkit.data.worker import start_worker
 from clipkit.encoder import Encoder
 from clipkit.evaluation.samples import ImageFile
+from clipkit.evaluation.threads import beside_workers
 
 
 def my_share(total: int) -> list[int]:
@@ -79,15 +80,16 @@ def encode_images(
     error: str | None = None
     common = -(-(len(images) // distributed.world_size()) // batch_size)  # a rank may have one batch more
     polled = 0
-    for batch in loader:
-        if polled < common:
-            polled += 1
-            poll()
-        if isinstance(batch, str):
-            error = batch
-            break
-        parts.append(encode(batch, batch_size=batch_size))
-        on_images(len(batch))
+    with beside_workers(encoder, workers):
+        for batch in loader:
+            if polled < common:
+                polled += 1
+                poll()
+            if isinstance(batch, str):
+                error = batch
+                break
+            parts.append(encode(batch, batch_size=batch_size))
+            on_images(len(batch))
     for _ in range(polled, common):  # after an error, as often as the others
         poll()
     agree_on_error(error)
