@@ -31,7 +31,7 @@ class Made:
     Args:
         model: What the user called the model.
         weights: SHA-256 of its weights.
-        preprocessing: SHA-256 of its preprocessing.
+        preprocessing: SHA-256 of its preprocessing of pictures, and of the tokens of some texts.
         data: SHA-256 of the names and states of all parts, in order.
         dim: Width of the embeddings.
         dtype: ``float16`` or ``float32``.

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import string
+
 from clipkit.encoder import Encoder
 from clipkit.evaluation.digests import digest
 from clipkit.evaluation.evaluator import Evaluator
 
 Hashes = dict[str, str | None]
+_TEXTS = [
+    string.printable,
+    "A photo of 12 grey cats, under an umbrella.",
+    "Ein größeres Bild: 東京, Ελλάδα и Москва, naïve café 🐈",
+    "",
+]
 
 
 def encoder_hashes(encoder: Encoder) -> Hashes:
-    """Of ``weights`` (names, shapes, types, bytes) and ``preprocessing`` (open_clip's keys)."""
-    return {"weights": digest(encoder.state_dict_open_clip()), "preprocessing": digest(encoder.info.preprocess)}
+    """Of ``weights`` (names, shapes, types, bytes) and ``preprocessing``: open_clip's keys, and what texts of every kind are as tokens."""
+    preprocessing = [encoder.info.preprocess, encoder.tokenize(_TEXTS)]
+    return {"weights": digest(encoder.state_dict_open_clip()), "preprocessing": digest(preprocessing)}
 
 
 def evaluator_hashes(evaluator: Evaluator) -> Hashes:

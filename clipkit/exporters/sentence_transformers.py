@@ -35,7 +35,10 @@ text = model.encode(["a red bicycle"])      # (1, D), unit norm"""
 
     def refuse(self, encoder: Encoder) -> None:
         """What transformers has no class for."""
-        TransformersFormat().refuse(encoder)
+        try:
+            TransformersFormat().refuse(encoder)
+        except ValueError as error:
+            raise ValueError(f"{self.name} is transformers' model and more: {error}") from error
 
     def write(self, encoder: Encoder, folder: Path) -> None:
         """Write transformers' files, ``modules.json`` and the modules' configurations, by the library itself."""

@@ -82,6 +82,9 @@ def test_hashes_tell_what_differs(squares, real):
     with torch.no_grad():
         next(changed.image.parameters()).view(-1)[0] += 1
     assert encoder_hashes(changed)["weights"] != encoder_hashes(real)["weights"] == encoder_hashes(tiny())["weights"]
+    plain, tokenize = encoder_hashes(changed), changed.tokenize
+    changed.tokenize = lambda texts: tokenize([text.replace("cats", "dogs") for text in texts])
+    assert encoder_hashes(changed) == plain | {"preprocessing": encoder_hashes(changed)["preprocessing"]} != plain
     assert digest(["ab", "c"]) != digest(["a", "bc"])
 
 
