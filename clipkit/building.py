@@ -29,6 +29,7 @@ from clipkit.data.unlisted import prepare_indexes
 from clipkit.data.urls import is_remote
 from clipkit.encoder import Encoder, EncoderInfo, preprocess_of
 from clipkit.evaluation.encodings import Encodings
+from clipkit.evaluation.engine import with_intervals
 from clipkit.evaluation.kinds import build_evaluator
 from clipkit.evaluation.places import EMBEDDED
 from clipkit.loading import load_pair
@@ -259,6 +260,7 @@ def build_tasks(
 ) -> Callable[[], dict[str, Any]]:
     """All evaluations of ``evaluate.tasks`` over the towers in training: ``val/TASK/FIGURE`` to value, each set encoded once.
 
+    Shares of hits (accuracy, recall) come with their 95 % intervals, ``val/TASK/FIGURE_ci``.
     ``poll`` is called between batches, on every rank equally often; it may raise on all of them to give up.
     """
     cache = cache_folder(config)
@@ -266,7 +268,10 @@ def build_tasks(
 
     def run() -> dict[str, Any]:
         encodings = Encodings(encoder_of(module, pair, config), poll=poll)  # anew each time: the towers have moved on
-        found = {name: evaluator.run(encodings).figures for name, evaluator in evaluators.items()}
+        found = {
+            name: with_intervals(evaluator.run(encodings), config.seed, only_hits=True)
+            for name, evaluator in evaluators.items()
+        }
         return {f"val/{name}/{key}": value for name, figures in found.items() for key, value in figures.items()}
 
     return run

@@ -331,7 +331,14 @@ def test_evaluation_runs_inside_fit_and_decides_the_best(tmp_path, tiny_model, s
     assert [line["step"] for line in evaluated] == [6, 12]
     assert evaluated[-1]["val/loss"] > 0
     assert run.figures["val/parity/acc1"] == evaluated[-1]["val/parity/acc1"]
-    assert clipkit.evaluate(run.folder, data=photos)["acc1"] == evaluated[-1]["val/parity/acc1"]
+    found = clipkit.evaluate(run.folder, data=photos, task="zero_shot", seed=3)  # as the run
+    for name in ("acc1", "acc1_ci", "mean_per_class_recall_ci"):
+        assert found[name] == evaluated[-1][f"val/parity/{name}"]
+    clipkit.export(run.folder, "open_clip", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    low, high = found["acc1_ci"]
+    interval = f"{100 * found['acc1']:.2f} % | {100 * low:.2f} to {100 * high:.2f} %"
+    assert f"| `parity` | `acc1` | {interval} | `metrics.jsonl, step 12` |" in card
 
 
 def test_allowed_lightning_keys_reach_the_trainer(config, tmp_path):

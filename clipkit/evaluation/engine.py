@@ -183,17 +183,21 @@ def headline(figures: Figures) -> str:
     return f"{name} {percent(name, value)}" + (f", {samples:,} samples" if isinstance(samples, int) else "")
 
 
-def with_intervals(findings: Findings, seed: int) -> Figures:
-    """The figures, each that is a mean over units followed by its interval ``NAME_ci``."""
+def with_intervals(findings: Findings, seed: int, *, only_hits: bool = False) -> Figures:
+    """The figures, each that is a mean over units followed by its interval ``NAME_ci``.
+
+    Args:
+        findings: What was found.
+        seed: Decides the draws.
+        only_hits: Whether to leave out units of many values (ranks, precisions), whose draws take seconds.
+    """
     figures: Figures = {}
     for name, value in findings.figures.items():
         figures[name] = value
-        if name in findings.outcomes and value is not None:
-            units, clusters, strata = (
-                kept.get(name) for kept in (findings.outcomes, findings.clusters, findings.strata)
-            )
-            assert units is not None
-            figures[f"{name}_ci"] = bootstrap_interval(units, seed=seed, clusters=clusters, strata=strata)
+        units, clusters, strata = (kept.get(name) for kept in (findings.outcomes, findings.clusters, findings.strata))
+        if units is None or value is None or (only_hits and bool(((units != 0) & (units != 1)).any())):
+            continue
+        figures[f"{name}_ci"] = bootstrap_interval(units, seed=seed, clusters=clusters, strata=strata)
     return figures
 
 
