@@ -115,15 +115,19 @@ def _begin(out: Path, made: Made, *, force: bool) -> None:
 
 
 def _end(out: Path, made: Made, records: list[Record | None]) -> None:
+    if all(record is None or not record.images for record in records):
+        raise ValueError(f"{made.place}: none of the pictures can be read{_first(records)}")
     manifest = write_manifest(out, made, records)
     if manifest["unreadable"]:
-        first = next(record.unreadable[0] for record in records if record is not None and record.unreadable)
-        text = "%d pictures cannot be read and were left out (%s); all are listed in %s"
-        _log.warning(text, manifest["unreadable"], first, out / DONE)
+        text = "%d pictures cannot be read and were left out%s; all are listed in %s"
+        _log.warning(text, manifest["unreadable"], _first(records), out / DONE)
     if manifest["captions_cut"]:
         _log.warning("%d captions are longer than the context and were cut", manifest["captions_cut"])
-    if not manifest["images"]:
-        raise ValueError(f"{made.place}: none of the pictures can be read")
+
+
+def _first(records: list[Record | None]) -> str:
+    """The first picture that cannot be read, in brackets."""
+    return next((f" ({record.unreadable[0]})" for record in records if record is not None and record.unreadable), "")
 
 
 def _embed_part(

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from braceexpand import braceexpand
 
+from clipkit.config.json_text import parse_json
 from clipkit.data.index import ShardIndex, default_cache, load_index
 from clipkit.data.node_cache import NodeCache, OpenedShard
 from clipkit.data.source import expand_shards
@@ -34,12 +35,14 @@ class Item:
         image: Where its bytes lie.
         captions: Its captions; none is no mistake.
         place: What is told of where it lies; empty: the path of its image.
+        lacking: Why there is no picture to be read; empty: there is one.
     """
 
     key: str
     image: ImageFile
     captions: tuple[str, ...]
     place: str = ""
+    lacking: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Part:
         """The pictures in order, which can be read while the block runs.
 
         Raises:
-            ValueError: If the shard cannot be had or indexed, or a sample has no picture.
+            ValueError: If the shard cannot be had or indexed.
         """
         if self.url is not None:
             with _held(self.url) as (path, index):
@@ -173,13 +176,25 @@ def _items_of_shard(shard: Path, index: ShardIndex, place: str = "") -> list[Ite
     for sample in range(len(index)):
         key = index.name(sample)
         where = next((found for name in IMAGE_EXTENSIONS if (found := span(name, sample))), None)
-        if where is None:
-            known = ", ".join(IMAGE_EXTENSIONS)
-            raise ValueError(f"{place or shard}, sample {key!r}: no image; the fields {known} are read")
-        text = span("txt", sample)
-        captions = split_captions(read_span(shard, *text).decode(errors="replace")) if text else ()
-        items.append(Item(key, ImageFile(shard, key, *where), captions, place))
+        lacking = "" if where else f"no image; the fields {', '.join(IMAGE_EXTENSIONS)} are read"
+        text, more = span("txt", sample), span("json", sample)
+        captions: tuple[str, ...] = ()
+        if text:
+            captions = split_captions(read_span(shard, *text).decode(errors="replace"))
+        elif more:
+            captions = _captions_in(read_span(shard, *more))
+        items.append(Item(key, ImageFile(shard, key, *(where or (0, 0))), captions, place, lacking))
     return items
+
+
+def _captions_in(data: bytes) -> tuple[str, ...]:
+    """``captions`` or ``caption`` of a sample's JSON, as clipkit's and img2dataset's shards have them."""
+    try:
+        found = parse_json(data)
+    except ValueError:
+        return ()
+    found = found.get("captions", found.get("caption")) if isinstance(found, dict) else None
+    return tuple(text for text in (found if isinstance(found, list) else [found]) if isinstance(text, str) and text)
 
 
 def _items_of_folder(path: Path) -> list[Item]:

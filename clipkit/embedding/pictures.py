@@ -84,6 +84,8 @@ class _Pictures(Dataset[_Picture | str]):
 
     def __getitem__(self, row: int) -> _Picture | str:
         item = self.items[row]
+        if item.lacking:
+            return f"{item.key}: {item.lacking}"
         try:
             pixels = decode_image(item.image.read())
         except (BadSample, OSError) as error:

@@ -9,7 +9,8 @@ from clipkit.evaluation.digests import digest
 from clipkit.evaluation.evaluator import Evaluator
 
 Hashes = dict[str, str | None]
-_TEXTS = [
+# of every kind, so that tokenizers which differ differ on them
+TEXTS = [
     string.printable,
     "A photo of 12 grey cats, under an umbrella.",
     "Ein größeres Bild: 東京, Ελλάδα и Москва, naïve café 🐈",
@@ -19,7 +20,7 @@ _TEXTS = [
 
 def encoder_hashes(encoder: Encoder) -> Hashes:
     """Of ``weights`` (names, shapes, types, bytes) and ``preprocessing``: open_clip's keys, and what texts of every kind are as tokens."""
-    preprocessing = [encoder.info.preprocess, encoder.tokenize(_TEXTS)]
+    preprocessing = [encoder.info.preprocess, encoder.tokenize(TEXTS)]
     return {"weights": digest(encoder.state_dict_open_clip()), "preprocessing": digest(preprocessing)}
 
 

@@ -53,7 +53,7 @@ def card(format: Format, report: ParityReport, known: Provenance) -> str:
         "Image and text encoders of one space, exported and compared by clipkit.\n",
         f"## Load\n\n{_block(format.usage, 'python')}",
         f"## Proof\n\n{_proof(report)}",
-        f"## Figures\n\n{_figures(known)}",
+        f"## Figures\n\n{_figures(known, str(report.details.get('precision', 'float32')))}",
         f"## Training\n\n{_training(known)}",
         *([f"## Merged from\n\n{_parents(known.parents)}"] if known.parents else []),
         f"## Licence\n\n{_licence(known)}",
@@ -91,10 +91,15 @@ def _proof(report: ParityReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figures(known: Provenance) -> str:
+def _figures(known: Provenance, precision: str) -> str:
     if not known.figures:
         return "None measured.\n"
-    lines = ["| data | figure | value | 95 % interval | from |", "| --- | --- | ---: | ---: | --- |"]
+    told = f"Of the weights before they became {precision}; these files themselves were not measured.\n"
+    lines = [
+        *([] if precision == "float32" else [told]),
+        "| data | figure | value | 95 % interval | from |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
     return "\n".join([*lines, *(_figure(figure) for figure in known.figures)]) + "\n"
 
 
@@ -138,7 +143,8 @@ def _parents(parents: Sequence[dict[str, Any]]) -> str:
     for parent in parents:
         with contextlib.suppress(ValueError):  # a stranger's file may say less
             known = Provenance.from_dict(parent)
-            text += f"\n### {_code(known.model)}\n\n{_training(known)}\nFigures of this parent, not of the merge:\n\n{_figures(known)}"
+            text += f"\n### {_code(known.model)}\n\n{_training(known)}\n"
+            text += f"Figures of this parent, not of the merge:\n\n{_figures(known, 'float32')}"
     return text
 
 

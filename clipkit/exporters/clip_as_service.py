@@ -50,8 +50,11 @@ uses: {jtype: CLIPEncoder, metas: {py_modules: [clip_server.executors.clip_onnx]
                     f"clip-as-service prepares images with {name} {fixed}, this encoder with {found}; export onnx"
                 )
         length = encoder.tokenize([""]).shape[1]
-        if not hasattr(encoder.tokenize, "bpe_ranks") or length != CONTEXT:
-            said = f"this encoder has {type(encoder.tokenize).__name__} and {length}"
+        tokenize: Any = encoder.tokenize
+        clean = tokenize.clean_fn.__name__ if hasattr(tokenize, "bpe_ranks") else ""
+        if clean != "_clean_lower" or length != CONTEXT:
+            by = f" with {clean}" if clean not in ("", "_clean_lower") else ""
+            said = f"this encoder has {type(encoder.tokenize).__name__}{by} and {length}"
             raise ValueError(f"clip-as-service has OpenAI's tokenizer and {CONTEXT} tokens, {said}; export onnx")
 
     def write(self, encoder: Encoder, folder: Path) -> None:

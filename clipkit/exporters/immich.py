@@ -22,6 +22,7 @@ from clipkit.exporters.beside import refuse
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.embedders import example_image, example_text, image_embedder, text_embedder
 from clipkit.exporters.transformers import crops_elsewhere, fast_tokenizer, refuse_tokenizer
+from clipkit.exporters.transformers_cleaning import SAID
 from clipkit.towers.immich import IMAGE, TEXT, ImmichTokenizer
 from clipkit.towers.onnx import OnnxModel
 
@@ -53,6 +54,8 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
         config, tokenize = copy.deepcopy(encoder.info.config), fast_tokenizer(encoder)
         tokens = example_text(encoder, 1, torch.int32)
         config["text_cfg"]["context_length"] = tokens.shape[1]
+        # its own canonicalisation has another rule for "_"; the tokenizer's files do all of it
+        config["text_cfg"].get("tokenizer_kwargs", {}).pop("clean", None)
         config["init_logit_scale"] = encoder.log_scale  # immich has no use for it, who measures the files has
         if encoder.logit_bias is not None:
             config["init_logit_bias"] = encoder.logit_bias
@@ -67,7 +70,7 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
         tokenize.save_pretrained(folder / TEXT)
         place = folder / TEXT / "tokenizer_config.json"
         stored = json.loads(place.read_text())
-        stored["pad_token"] = tokenize.convert_ids_to_tokens(_pad(tokenize))  # immich has no other way to ask
+        stored["pad_token"] = tokenize.convert_ids_to_tokens(_pad(encoder, tokenize))  # immich has no other way to ask
         place.write_text(json.dumps(stored, indent=2) + "\n")
 
     def load(self, folder: Path, device: torch.device) -> Candidate:
@@ -76,7 +79,8 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
         own = json.loads((folder / IMAGE / "preprocess_cfg.json").read_text())
         side = own["size"][0] if isinstance(own["size"], list) else own["size"]
         crop = own["resize_mode"] == "shortest"
-        tokenize = ImmichTokenizer(folder, json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text())
+        tokenize = ImmichTokenizer(folder, config)
 
         return Candidate(
             image=image,
@@ -87,17 +91,19 @@ textual = onnxruntime.InferenceSession("FOLDER/textual/model.onnx")    # text (1
             raw_text=lambda texts: text(tokenize(list(texts))),
             batches=(1,),
             versions={name: version(name) for name in ("onnx", "onnxruntime", "tokenizers")},
+            temperature=(config["init_logit_scale"], config.get("init_logit_bias")),
             shifts=lambda x: crop and crops_elsewhere(x, side),
-            said=(
-                "immich rounds an odd margin of the centre crop down where open_clip rounds to even: one pixel beside it",
-            ),
+            said=((_CROP,) if crop else ()) + (SAID,),
         )
 
 
 FORMAT = ImmichFormat
+_CROP = "immich rounds an odd margin of the centre crop down where open_clip rounds to even: one pixel beside it"
 
 
-def _pad(tokenize: Any) -> int:
+def _pad(encoder: Encoder, tokenize: Any) -> int:
+    if hasattr(encoder.tokenize, "bpe_ranks"):
+        return 0  # open_clip's own
     padding = tokenize.backend_tokenizer.padding
     return int(padding["pad_id"]) if padding and tokenize.pad_token_id is None else int(tokenize.pad_token_id or 0)
 

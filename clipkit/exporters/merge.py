@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.encoder import Encoder
+from clipkit.evaluation.fingerprints import TEXTS
 from clipkit.towers.graph_files import graph_of
 
 _NO_MATTER = (
@@ -149,8 +150,7 @@ def _require_alike(first: Encoder, other: Encoder) -> None:
             key = different[0]
             said = f"{key} is {a.get(key, 'absent')} in the one and {b.get(key, 'absent')} in the other"
             raise ValueError(f"{pair} cannot be merged, their {what} differs: {said}; merge models of one origin")
-    texts = ["a red bicycle", "naïve café", ""]
-    same = torch.equal(first.tokenize(texts), other.tokenize(texts))
+    same = torch.equal(first.tokenize(TEXTS), other.tokenize(TEXTS))
     if not same or type(first.tokenize) is not type(other.tokenize):
         raise ValueError(f"{pair} cannot be merged, their tokenizers differ; merge models of one origin")
     if (first.logit_bias is None) != (other.logit_bias is None):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
@@ -20,7 +21,11 @@ FEWEST = 8  # probes, so that a batch of seven is full
 SHEETS = ((3, 2, "RGB"), (2, 3, "RGB"), (2, 2, "L"), (3, 1, "RGBA"))
 CELL = (157, 149)  # odd, so that crops are uneven
 ORIENTATION = 0x0112  # EXIF's tag
-HARD_TEXTS = ("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40)
+HARD_TEXTS = (
+    "Stop! WOW!!! It's 2 o'clock,\tdon't_go",
+    "„Curly“ ‘quotes’ of a ﬁne Cafe\u0301, ＦＵＬＬ　ｗｉｄｔｈ！",
+    *("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40),
+)
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,13 @@ def contact_sheet(images: Sequence[Image.Image], columns: int, rows: int) -> Ima
 
 
 def rule_probes(images: Sequence[Image.Image]) -> dict[str, Image.Image]:
-    """A half-transparent picture and one that EXIF turns, by the rule of ours that each shows; square, so that no crop differs.
+    """A half-transparent picture, one that EXIF turns, one of 16 bits and one with a palette, by the rule of ours that each shows.
+
+    They are square, so that no crop differs.
+
 
     Args:
-        images: Real images, of which the first four are in both.
+        images: Real images, of which the first four are in each.
     """
     plain = contact_sheet(images[:4], 2, 2).resize((2 * CELL[0], 2 * CELL[0]))
     clear, stored = plain.copy(), io.BytesIO()
@@ -108,7 +116,8 @@ def rule_probes(images: Sequence[Image.Image]) -> dict[str, Image.Image]:
     plain.save(stored, "PNG", exif=orientation)
     turned = Image.open(stored)  # as a receiver gets it: out of a file
     turned.load()
-    return {"transparency": clear, "orientation": turned}
+    deep = Image.fromarray(np.asarray(plain.convert("L"), dtype=np.uint16) * 257)
+    return {"transparency": clear, "orientation": turned, "depth": deep, "palette": plain.quantize(64)}
 
 
 def text_name(text: str) -> str:

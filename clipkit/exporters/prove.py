@@ -35,6 +35,10 @@ RULES = {
     "with the encoder (a known difference, not held); lay them on white before",
     "orientation": "pictures are not turned as EXIF says here, as clipkit turns them: a probe of orientation 6 has centred cosine {:.4f} "
     "with the encoder (a known difference, not held); turn them before (PIL.ImageOps.exif_transpose)",
+    "depth": "pictures of 16 bits are not scaled to 8 here, as clipkit scales them: such a probe has centred cosine {:.4f} with the encoder "
+    "(a known difference, not held); scale them before",
+    "palette": "pictures with a palette are resized before they are converted here, by nearest neighbour: such a probe has centred cosine "
+    '{:.4f} with the encoder (a known difference, not held); convert them before (image.convert("RGB"))',
 }
 
 

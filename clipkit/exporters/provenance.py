@@ -146,6 +146,11 @@ def _exported(plain: Provenance, place: Path) -> Provenance:
 
 
 def _trained(plain: Provenance, checkpoint: Path) -> Provenance:
+    from clipkit.loading import load_encoder
+
+    stored, _ = load_encoder(checkpoint, average=plain.averaged)
+    if encoder_hashes(stored)["weights"] != plain.weights:
+        return replace(plain, notes=(f"the weights are not those of {checkpoint}; what is known of them was left out",))
     info = json.loads((checkpoint / INFO).read_bytes())
     run = checkpoint.parent.parent
     sources = info.get("lightning", {}).get("ShardDataModule", {}).get("sources", {})

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from clipkit.encoder import Encoder
 from clipkit.exporters.candidate import Candidate
-from clipkit.exporters.transformers_cleaning import UNCURLED, cleaning
+from clipkit.exporters.transformers_cleaning import SAID, cleaning
 from clipkit.exporters.transformers_keys import clip_state, siglip_state
 
 
@@ -96,14 +96,12 @@ image, text = found.image_embeds, found.text_embeds  # (1, D) each, unit norm"""
                 getattr(processor.image_processor, "do_center_crop", False)
                 and crops_elsewhere(image, model.config.vision_config.image_size)
             ),
-            said=(
-                _CROP,
-                "texts are cleaned of curled quotes and ligatures alone: HTML entities and mojibake give other tokens than in open_clip",
-            ),
+            said=((_CROP,) if getattr(processor.image_processor, "do_center_crop", False) else ()) + (SAID,),
         )
 
 
 FORMAT = TransformersFormat
+START, END = "<|startoftext|>", "<|endoftext|>"
 RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 _CROP = (
     "transformers rounds an odd margin of the centre crop down where open_clip rounds to even: one pixel beside it for some images "
@@ -139,11 +137,19 @@ def kind_of(encoder: Encoder) -> str:
         raise ValueError(f"the tokenizer {type(encoder.tokenize).__name__} cannot be saved for transformers")
     config = encoder.info.config
     pool = getattr(text, "pool_type", None)
+    if getattr(text, "text_projection", None) is None or config["text_cfg"].get("ls_init_value"):
+        raise ValueError(
+            "transformers' text towers have a projection and no layer scale; export open_clip or onnx instead"
+        )
     if tower == "TimmModel":
         if pool != "last" or getattr(image.trunk, "attn_pool", None) is None or encoder.logit_bias is None:
             raise ValueError(
                 "the format transformers takes timm's vision transformer as SiglipModel alone: attention pooling,"
                 f" last-token text pooling and a logit bias; here text pools by {pool!r}"
+            )
+        if hasattr(encoder.tokenize, "bpe_ranks"):
+            raise ValueError(
+                "SiglipModel sees the padding, and transformers cannot pad with open_clip's own '!'; export onnx"
             )
         return "siglip"
     if pool not in ("argmax", "eos") or encoder.logit_bias is not None or getattr(text, "attn_mask", None) is None:
@@ -207,7 +213,8 @@ def _clip_config(encoder: Encoder) -> dict[str, Any]:
         "layer_norm_eps": image.ln_post.eps,
     }
     width = int(encoder.info.config["embed_dim"])
-    words = _text_config(encoder) | {"eos_token_id": end, "bos_token_id": start, "pad_token_id": 0}
+    pad = end if hasattr(tokenize, "bpe_ranks") else 0
+    words = _text_config(encoder) | {"eos_token_id": end, "bos_token_id": start, "pad_token_id": pad}
     words["projection_dim"] = vision["projection_dim"] = width
     return {"text_config": words, "vision_config": vision, "projection_dim": width}
 
@@ -290,8 +297,10 @@ def refuse_tokenizer(encoder: Encoder) -> None:
         ValueError: Naming it.
     """
     tokenize: Any = encoder.tokenize
-    if not hasattr(tokenize, "bpe_ranks"):
-        cleaning(tokenize.clean_fn.__name__)
+    clean = tokenize.clean_fn.__name__
+    if hasattr(tokenize, "bpe_ranks") and clean == "_clean_whitespace":
+        raise ValueError(f"transformers' byte pairs know small letters alone, and the cleaning {clean} keeps capitals")
+    cleaning(clean)
 
 
 def fast_tokenizer(encoder: Encoder) -> Any:
@@ -312,7 +321,7 @@ def fast_tokenizer(encoder: Encoder) -> Any:
 
     library: Any = transformers  # partly untyped
 
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    names = {"<start_of_text>": START, "<end_of_text>": END}
     words = {names.get(word, word): number for word, number in tokenize.encoder.items()}
     pairs = [" ".join(pair) for pair in sorted(tokenize.bpe_ranks, key=tokenize.bpe_ranks.get)]
     with tempfile.TemporaryDirectory() as name:
@@ -326,15 +335,15 @@ def fast_tokenizer(encoder: Encoder) -> Any:
         )
     raw = fast.backend_tokenizer
     raw.enable_truncation(length)
-    raw.enable_padding(pad_id=0, pad_token="!", length=length)
-    # what ftfy does to everyday English; the rest of it is said in the report
-    uncurl = [normalizers.Replace(own, plain) for own, plain in UNCURLED.items()]
-    raw.normalizer = normalizers.Sequence([*uncurl, raw.normalizer])
+    # open_clip pads with 0, "!": as transformers' padding it would be a special token, wherever it stands in a text
+    raw.enable_padding(pad_id=tokenize.eot_token_id, pad_token=END, length=length)
+    raw.normalizer = normalizers.Sequence(cleaning(tokenize.clean_fn.__name__))
     return library.PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
+        bos_token=START,
+        eos_token=END,
+        unk_token=END,
+        pad_token=END,
         model_max_length=length,
         model_input_names=["input_ids"],
     )

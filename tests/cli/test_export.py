@@ -96,6 +96,24 @@ def test_the_moving_average_is_taken_and_said(trained, tmp_path, capsys):
     assert "of the weights of the step itself" in card
 
 
+def test_weights_that_were_changed_have_no_figures_of_the_run(trained, tmp_path):
+    encoder = clipkit.load(trained, average=False)
+    clipkit.export(encoder, "open_clip", tmp_path / "same")
+    assert "| `validation data` | `loss` |" in (tmp_path / "same" / "README.md").read_text()
+    with torch.no_grad():
+        encoder.image.model.proj.mul_(1.5)
+    clipkit.export(encoder, "open_clip", tmp_path / "other")
+    card = (tmp_path / "other" / "README.md").read_text()
+    assert "None measured." in card
+    assert f"the weights are not those of {trained / 'checkpoints' / '8'}" in card
+
+
+def test_a_card_of_small_weights_says_whose_figures_it_has(trained, tmp_path):
+    out = tmp_path / "out"
+    assert export(trained, "--format", "onnx", "--option", "precision=float16", "--no-average", out=out) == 0
+    assert "before they became float16; these files themselves were not measured" in (out / "README.md").read_text()
+
+
 def test_a_merge_lists_its_parents(trained, tmp_path, capsys):
     parts = [trained / "checkpoints" / step for step in ("8", "4")]
     out = tmp_path / "out"

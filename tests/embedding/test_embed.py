@@ -1,10 +1,12 @@
 """Folders of embeddings: what lies in them, how they go on, what they refuse."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,38 @@ def test_a_batch_without_a_picture_leaves_no_row(encoder: Encoder, tars: Path, t
 def square(number: int) -> Image.Image:
     colour = np.random.default_rng(number).integers(0, 256, 3)
     return Image.fromarray(np.full((16, 16, 3), colour, dtype=np.uint8))
+
+
+def test_a_sample_without_a_picture_is_counted_and_captions_are_read_from_json(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    conftest.write_shard(tmp_path / "whole.tar", 1)
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        picture = tar.extractfile("00000.png").read()  # type: ignore[union-attr]
+    texts = {"captions": ["a", "b"]}, {"caption": "c"}, {"caption": None}, {"url": "d"}, ["e"]
+    members = [("0.txt", b"alone"), ("9.json", b"{"), ("9.png", picture)]
+    for number, text in enumerate(texts, start=1):
+        members += [(f"{number}.json", json.dumps(text).encode()), (f"{number}.png", picture)]
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    made = embed(encoder, tmp_path / "0.tar", tmp_path / "out")
+    assert (made["images"], made["captions"], made["unreadable"]) == (6, 3, 1)
+    table = pq.read_table(tmp_path / "out" / "metadata")
+    assert table["captions"].to_pylist() == [[], ["a", "b"], ["c"], [], [], []]
+    record = json.loads((tmp_path / "out" / "parts" / "00000.json").read_text())
+    assert record["unreadable"][0].startswith("0: no image; the fields ")
+
+
+def test_where_nothing_can_be_read_nothing_is_complete(encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("no picture")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"photos: none of the pictures can be read \(a.jpg: "):
+            embed(encoder, tmp_path / "photos", tmp_path / "out")
+        assert not json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
 
 
 def test_it_goes_on_where_it_stopped(encoder: Encoder, tars: Path, tmp_path: Path, monkeypatch: Any) -> None:

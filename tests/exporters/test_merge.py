@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 
 import clipkit
@@ -82,6 +83,8 @@ def test_what_differs_cannot_be_merged(vit: Encoder) -> None:
     swapped = other()
     own = swapped.tokenize
     swapped.tokenize = lambda texts: own(texts).flip(1)  # type: ignore[assignment]
+    keeping_capitals = other()
+    keeping_capitals.tokenize = SimpleTokenizer(context_length=16, clean="whitespace")  # type: ignore[assignment]
     bilinear = other(preprocess={"interpolation": "bilinear"})
     for b, words in (
         (
@@ -91,6 +94,7 @@ def test_what_differs_cannot_be_merged(vit: Encoder) -> None:
         (other(quick_gelu=False), "architecture differs: quick_gelu is True in the one and False in the other"),
         (bilinear, "preprocessing differs: interpolation is bicubic in the one and bilinear in the other"),
         (swapped, "their tokenizers differ"),
+        (keeping_capitals, "their tokenizers differ"),
         (other("siglip"), "architecture differs"),
         (other(init_logit_bias=-10), "only one of them has a logit bias"),
     ):

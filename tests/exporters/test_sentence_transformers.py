@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.export_models import build as build_small
 from clipkit.encoder import Encoder
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
 
 from .conftest import TEXTS, build
-from .test_transformers import siglip
 
 pytest.importorskip("sentence_transformers")
 from clipkit.exporters.sentence_transformers import SentenceTransformersFormat
@@ -31,10 +31,8 @@ def test_sentence_transformers_loads_the_folder(vit: Encoder, photos: list[Image
     assert torch.allclose(model.encode(TEXTS, convert_to_tensor=True), vit.encode_text(TEXTS), atol=1e-5)
 
 
-def test_siglip_is_padded_to_its_whole_context(
-    photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = siglip(monkeypatch)
+def test_siglip_is_padded_to_its_whole_context(photos: list[Image.Image], tmp_path: Path) -> None:
+    encoder = build_small("siglip", tmp_path)
     export_encoder(encoder, FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
     place = tmp_path / "out" / "sentence_bert_config.json"
     text = place.read_text()

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
+import clipkit
+from benchmarks.export_models import build as build_small
 from clipkit.encoder import Encoder
+from clipkit.exporters.formats import make_format
 from clipkit.exporters.probes import Probes
 from clipkit.exporters.prove import export_encoder, prove
 from clipkit.exporters.transformers import TransformersFormat, _siglip_config
+from clipkit.towers.open_clip import pair_from_config
 
 from .conftest import CONFIGS, PREPROCESS, TEXT, TEXTS, build
 
@@ -55,13 +60,20 @@ def test_clip(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
     assert config["model_type"] == "clip"
 
 
-def test_siglip(photos: list[Image.Image], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = export_encoder(siglip(monkeypatch), FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
+def test_siglip(photos: list[Image.Image], tmp_path: Path) -> None:
+    encoder = build_small("siglip", tmp_path)
+    report = export_encoder(encoder, FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
     assert report.held
     assert not report.details["deviations"]  # no crop
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "siglip"
-    assert config["text_config"]["eos_token_id"] == 49407  # the tokenizer's own
+    assert config["text_config"]["eos_token_id"] == encoder.tokenize.tokenizer.eos_token_id  # type: ignore[attr-defined]
+
+
+def test_siglip_with_open_clips_own_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sees the padding, which is "!": a special token of transformers, wherever it stands in a text."""
+    with pytest.raises(ValueError, match="transformers cannot pad with open_clip's own '!'"):
+        FORMAT.refuse(siglip(monkeypatch))
 
 
 def test_siglip_without_an_end_of_text_has_that_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +114,40 @@ def test_a_cleaning_that_it_cannot_do_is_refused_before_anything_is_written() ->
     encoder.tokenize = SimpleNamespace(tokenizer=None, clean_fn=len, eot_token_id=2, sot_token_id=1)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="cleaning len has no counterpart"):
         FORMAT.refuse(encoder)
+
+
+def test_byte_pairs_that_keep_capitals_are_refused_and_canonical_ones_held(
+    photos: list[Image.Image], tmp_path: Path
+) -> None:
+    encoder = build("vit")
+    for clean, taken in (("whitespace", False), ("canonicalize", True)):
+        encoder.tokenize = SimpleTokenizer(context_length=16, clean=clean)  # type: ignore[assignment]
+        for format in ("transformers", "immich", "clip_as_service"):
+            if taken and format != "clip_as_service":
+                assert export_encoder(encoder, make_format(format), tmp_path / format, images=photos, texts=TEXTS).held
+                continue
+            with pytest.raises(ValueError, match=r"keeps capitals|OpenAI's tokenizer"):
+                make_format(format).refuse(encoder)
+
+
+@pytest.mark.parametrize("format", ["transformers", "immich"])
+def test_tokens_are_open_clips(format: str, tmp_path: Path) -> None:
+    encoder = build("vit")
+    make_format(format).write(encoder, tmp_path)
+    theirs = clipkit.load(tmp_path).tokenize
+    hard = ["stop!", "wow!a dog", "!", "! !!", "IT'S A TEST_case", "ﬅ „x‚ ʼn ﾊﾟ！", "a\x07b\ufeffc  d"]
+    for own, found in zip(encoder.tokenize(hard), theirs(hard), strict=True):
+        end = int((own == encoder.tokenize.eot_token_id).nonzero()[0]) + 1  # type: ignore[attr-defined]
+        assert found[:end].tolist() == own[:end].tolist()
+        assert len(set(found[end:].tolist())) <= 1
+
+
+def test_towers_that_it_has_no_keys_for_are_refused_before_anything_is_written() -> None:
+    for change in ({"proj_type": "none"}, {"ls_init_value": 0.1}):
+        config = CONFIGS["vit"] | {"text_cfg": TEXT | change}
+        encoder = Encoder.from_pair(pair_from_config(config), model="tiny", pretrained=None)
+        with pytest.raises(ValueError, match="have a projection and no layer scale"):
+            FORMAT.refuse(encoder)
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
