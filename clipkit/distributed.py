@@ -191,6 +191,11 @@ class Pending(Generic[T]):
         return self._finish()
 
 
+def _named(new: str, old: str) -> Any:
+    """A collective by its name since torch 2.14, or the one that it had."""
+    return getattr(dist, new, None) or getattr(dist, old)
+
+
 def all_gather_rows_async(x: Tensor, sizes: Sequence[int]) -> Pending[Tensor]:
     """Start ``all_gather_rows``; do something else before ``wait()``."""
     if world_size() == 1:
@@ -198,7 +203,9 @@ def all_gather_rows_async(x: Tensor, sizes: Sequence[int]) -> Pending[Tensor]:
     longest = max(sizes)
     if len(set(sizes)) == 1:
         out = x.new_empty((longest * len(sizes), *x.shape[1:]))
-        return Pending([dist.all_gather_into_tensor(out, x.contiguous(), async_op=True)], lambda: out)
+        return Pending(
+            [_named("all_gather_single", "all_gather_into_tensor")(out, x.contiguous(), async_op=True)], lambda: out
+        )
     padded = x.new_zeros((longest, *x.shape[1:]))
     padded[: len(x)] = x
     parts = [torch.empty_like(padded) for _ in sizes]
@@ -231,7 +238,9 @@ def reduce_scatter_rows_async(x: Tensor, sizes: Sequence[int]) -> Pending[Tensor
         return Pending(None, lambda: x)
     if dist.get_backend() == "nccl" and len(set(sizes)) == 1:
         out = x.new_empty((sizes[0], *x.shape[1:]))
-        return Pending([dist.reduce_scatter_tensor(out, x.contiguous(), async_op=True)], lambda: out)
+        return Pending(
+            [_named("reduce_scatter_single", "reduce_scatter_tensor")(out, x.contiguous(), async_op=True)], lambda: out
+        )
     # gloo has no reduce-scatter
     return Pending([dist.all_reduce(x, async_op=True)], lambda: torch.split(x, list(sizes))[rank()])
 

@@ -23,6 +23,7 @@ from clipkit.encoder import Encoder
 from clipkit.exporters.candidate import Candidate
 from clipkit.exporters.transformers_cleaning import SAID, cleaning
 from clipkit.exporters.transformers_keys import clip_state, siglip_state
+from clipkit.towers.transformers_config import quiet
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ image, text = found.image_embeds, found.text_embeds  # (1, D) each, unit norm"""
         missing = [key for key in lost.missing_keys if not key.endswith("position_ids")]
         if missing or lost.unexpected_keys:
             raise ValueError(f"transformers' {kind} has no place for this model: {missing} {lost.unexpected_keys}")
-        model.save_pretrained(folder)
+        with quiet():
+            model.save_pretrained(folder)
         fast_tokenizer(encoder).save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(_image_processor(encoder, kind), indent=2) + "\n")
 
@@ -65,7 +67,8 @@ image, text = found.image_embeds, found.text_embeds  # (1, D) each, unit norm"""
         import transformers
 
         library: Any = transformers  # partly untyped
-        model = library.AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
+        with quiet():
+            model = library.AutoModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         processor = library.AutoProcessor.from_pretrained(folder, local_files_only=True)
         length = model.config.text_config.max_position_embeddings
 

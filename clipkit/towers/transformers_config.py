@@ -7,6 +7,7 @@ folder or an attention kernel of the hub.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import math
 from collections.abc import Iterator
@@ -47,14 +48,18 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def quiet(library: str = "transformers") -> Iterator[None]:
-    """Without a library's remarks on what its own classes choose, such as a token beyond a default vocabulary."""
-    log = logging.getLogger(library)
+    """Without a library's remarks on what its own classes choose, such as a token beyond a default vocabulary, and transformers' bars."""
+    bars: Any = importlib.import_module("transformers.utils.logging")
+    log, shown = logging.getLogger(library), bars.is_progress_bar_enabled()
     level = log.level
     log.setLevel(logging.ERROR)
+    bars.disable_progress_bar()
     try:
         yield
     finally:
         log.setLevel(level)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def refuse_code(stored: dict[str, Any], place: str | Path) -> None:

@@ -60,10 +60,11 @@ def test_clip(vit: Encoder, photos: list[Image.Image], tmp_path: Path) -> None:
     assert config["model_type"] == "clip"
 
 
-def test_siglip(photos: list[Image.Image], tmp_path: Path) -> None:
+def test_siglip(photos: list[Image.Image], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     encoder = build_small("siglip", tmp_path)
     report = export_encoder(encoder, FORMAT, tmp_path / "out", images=photos, texts=TEXTS)
     assert report.held
+    assert "it/s]" not in capfd.readouterr().err  # a bar of transformers
     assert not report.details["deviations"]  # no crop
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "siglip"

@@ -21,23 +21,23 @@ def nbytes(x):
     return x.numel() * x.element_size()
 
 
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"  # since torch 2.14
+
+
 class Counted:
     """The collectives of torch.distributed, each with the bytes that go in."""
 
     def __init__(self):
         self.bytes = Counter()
-        self.real = {
-            name: getattr(dist, name)
-            for name in ("all_gather", "all_gather_into_tensor", "all_reduce", "batch_isend_irecv")
-        }
+        self.real = {name: getattr(dist, name) for name in ("all_gather", GATHER, "all_reduce", "batch_isend_irecv")}
 
     def all_gather(self, out, x, **more):
         self.bytes["gather"] += nbytes(x)
         return self.real["all_gather"](out, x, **more)
 
-    def all_gather_into_tensor(self, out, x, **more):
+    def into_tensor(self, out, x, **more):
         self.bytes["gather"] += nbytes(x)
-        work = self.real["all_gather_into_tensor"](out, x, **more)
+        work = self.real[GATHER](out, x, **more)
         work.wait()  # gloo holds a copy of everything while it gathers, which is none of the loss's
         return work
 
@@ -51,7 +51,8 @@ class Counted:
         return self.real["batch_isend_irecv"](operations)
 
     def __enter__(self):
-        self.patch = mock.patch.multiple(dist, **{name: getattr(self, name) for name in self.real})
+        mine = {name: getattr(self, "into_tensor" if name == GATHER else name) for name in self.real}
+        self.patch = mock.patch.multiple(dist, **mine)
         self.patch.start()
         return self.bytes
 
