@@ -287,7 +287,14 @@ def finder(
     named = manifest["model"] if model is None else model
     # a folder that does not say was embedded with the step's weights, or with a model that has no others
     average = manifest.get("averaged") is True
-    encoder = load(named, average=average) if isinstance(named, str | Path) else named
+    try:
+        encoder = load(named, average=average) if isinstance(named, str | Path) else named
+    except ValueError as error:
+        if model is not None:
+            raise
+        raise ValueError(
+            f"{place / NAME} names the model {named}: {error}; where it moved, name it with --model"
+        ) from error
     if not made:
         mark = digest([str(place.resolve()), encoder_hashes(encoder)])[:32]
         kept = cache_folder() / "embeddings" / mark

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +114,9 @@ class Encoder:
 
         Returns:
             (N, D) float32, unit norm, on the CPU.
+
+        Raises:
+            ValueError: If it is one image, or what is given are no images.
         """
         return self._encode(self.image, images, self.prepare, batch_size)
 
@@ -153,6 +157,8 @@ class Encoder:
         """
         if isinstance(texts, str):
             raise ValueError(f"encode_text takes a list of texts, got the string {texts!r}; write [{texts!r}]")
+        if (odd := next((text for text in texts if not isinstance(text, str)), "")) != "":
+            raise ValueError(f"encode_text takes texts, and {odd!r} is none")
         tokens = [self.tokenize(list(texts[at : at + _TOKENISED])) for at in range(0, len(texts), _TOKENISED)]
         rows = torch.cat(tokens) if tokens else torch.empty(0, 1, dtype=torch.int64)
         lengths = self.text.lengths(rows) if len(rows) else []
@@ -179,7 +185,7 @@ class Encoder:
         """Images as the tower takes them: uint8 (N, 3, H, W) after the model's own resizing."""
         if isinstance(images, Tensor) and tuple(images.shape[2:]) == self.preprocess.size:
             return images
-        return torch.stack([self.preprocess(x if isinstance(x, Tensor) else image_tensor(x)) for x in images])
+        return torch.stack([self.preprocess(_tensor_of(x)) for x in images])
 
     def state_dict_open_clip(self) -> dict[str, Tensor]:
         """Weights under the keys of open_clip's own class for ``info.config``, on the CPU."""
@@ -197,12 +203,23 @@ class Encoder:
     ) -> Tensor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(items, str | Path | Image.Image) or (isinstance(items, Tensor) and items.ndim == 3):
+            raise ValueError(f"a list of images is embedded, got one {type(items).__name__}; write [image]")
         parts = []
         with _evaluating(tower):
             for start in range(0, len(items), batch_size):
                 x = prepare(items[start : start + batch_size]).to(self.device)
                 parts.append((run or tower)(x).pooled.float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, int(self.info.config["embed_dim"]))
+
+
+def _tensor_of(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    if not isinstance(image, Image.Image):
+        cure = "open files with PIL.Image.open, and arrays with PIL.Image.fromarray"
+        raise ValueError(f"an image is a PIL image or a uint8 tensor (3, H, W), not a {type(image).__name__}; {cure}")
+    return image_tensor(image)
 
 
 def preprocess_of(config: dict[str, Any]) -> Preprocess:

@@ -353,6 +353,10 @@ def _announce(run: Run, module: CLIPModule, found: Path | None) -> None:
         f"{run.config.model.name}: {trainable / 1e6:.1f}M trainable parameters, {epoch}, "
         f"{run.steps:,} steps of {run.config.data.batch_size:,} pairs on {world} rank{'s' if world > 1 else ''} -> {run.folder}"
     )
+    if run.in_steps(run.config.optim.warmup) >= run.steps:  # known here where it is in steps and the length in epochs
+        say(
+            f"warning: optim.warmup ({run.config.optim.warmup}) is as long as the run or longer: the learning rate never gets to optim.lr"
+        )
     if found is not None:
         where = "at the beginning of other data" if run.data.differences(data_state(found)) else run.data.resumed
         say(f"resuming {found}: step {found.name} of {run.steps:,}, {where}")

@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -71,6 +72,15 @@ def test_encoders_refuse_what_makes_no_sense(run):
         encoder.encode_text("a dog")
     with pytest.raises(ValueError, match="at least 1"):
         encoder.encode_text(["a"], batch_size=0)
+    with pytest.raises(ValueError, match="encode_text takes texts, and None is none"):
+        encoder.encode_text(["a", None])
+    picture = Image.new("RGB", (20, 20))
+    for one in (picture, "a.png", torch.zeros(3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"a list of images is embedded, got one .*; write \[image\]"):
+            encoder.encode_image(one)
+    for odd in ("a.png", np.zeros((8, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match=r"not a (str|ndarray); open files with PIL.Image.open"):
+            encoder.encode_image([picture, odd])
     assert encoder.encode_text([]).shape == (0, 16)
     assert encoder.image.training is False
 
@@ -113,6 +123,13 @@ def test_search_loads_the_weights_that_embedded(averaged, tmp_path, average):
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["averaged"] is average
     for model in (None, averaged):
         assert len(clipkit.search(tmp_path / "out", ["red"], model=model)[0][1]) == 2
+    manifest = tmp_path / "out" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(json.dumps(str(averaged)), '"runs/gone"'))
+    with pytest.raises(
+        ValueError, match=r"manifest.json names the model runs/gone: .*where it moved, name it with --model"
+    ):
+        clipkit.search(tmp_path / "out", ["red"])
+    assert len(clipkit.search(tmp_path / "out", ["red"], model=averaged)[0][1]) == 2
 
 
 @pytest.mark.parametrize(
@@ -159,7 +176,11 @@ def test_random_weights_are_said():
         (lambda path: path / "nothing.pt", "does not exist"),
         (lambda path: (path / "w.pt").write_bytes(b"x") and path / "w.pt", "does not say which architecture"),
         (lambda path: "ViT-B-32:no_such_tag", "no_such_tag"),
-        (lambda path: "VitB32", "no model is called"),
+        (lambda path: "VitB32", "no model is called 'VitB32': did you mean ViT-B-32"),
+        (
+            lambda path: (path / "runs" / "small").mkdir(parents=True) or path / "runs" / "smal",
+            r"did you mean .*runs/small\? ",
+        ),
     ],
 )
 def test_what_is_no_model_is_named(tmp_path, make, message):

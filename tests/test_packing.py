@@ -182,6 +182,16 @@ def test_of_listed_captions_one_is_drawn(place):
     assert pack_loose(load_config("finetune", own)).data.train["listed"].fields["text"] == ["txt"]
 
 
+def test_lines_of_a_caption_are_one_caption_of_the_held_out_part(place):
+    rows = [{"image": f"images/{i}.png", "captions": [f"a\nsquare {i}"]} for i in range(60)]
+    Path("lines.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = pack_loose(load_config("finetune", ["data.train=lines.jsonl"]))
+    from clipkit.evaluation.datasets import open_retrieval
+
+    found = open_retrieval(config.evaluate.tasks["lines"].data)
+    assert {len(captions) for captions in found.captions} == {1}
+
+
 def test_an_image_with_several_rows_is_one_image_of_the_held_out_part(place):
     lines = ["filepath,caption", *(f"images/{i}.png,{what} {i}" for what in ("a square", "colour") for i in range(90))]
     Path("twice.csv").write_text("\n".join(lines))

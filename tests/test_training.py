@@ -348,6 +348,15 @@ def test_allowed_lightning_keys_reach_the_trainer(config, tmp_path):
     assert (outcome.code, outcome.step) == (0, 2)
 
 
+def test_a_warm_up_that_never_ends_is_said(config, tmp_path, capsys):
+    for length, said in (("1 epochs", True), ("2 epochs", False)):
+        clipkit.fit(config, {"run": str(tmp_path / length), "trainer.length": length, "optim.warmup": "4 steps"})
+        words = (
+            "warning: optim.warmup (4 steps) is as long as the run or longer: the learning rate never gets to optim.lr"
+        )
+        assert (words in capsys.readouterr().err) is said
+
+
 def test_the_last_window_is_logged_however_short(config, tmp_path):
     folder = tmp_path / "run"
     clipkit.fit(config, {"trainer.length": "3 steps", "logging.every": "2 steps", "run": str(folder)})

@@ -29,10 +29,14 @@ def embed_all(model: str, data: str, *, out: Path, device: str, average: bool, t
     encoder = api.load(model, device=place, average=average, trust_code=trust_code)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("parts"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=distributed.rank() > 0) as bar:
-        task = bar.add_task("parts", total=None)
+        task = bar.add_task("parts", total=None, visible=False)  # shown from the first part on, and not above an error
         try:
             made = api.embed(
-                encoder, data, out, on_part=lambda done, total: bar.update(task, completed=done, total=total), **how
+                encoder,
+                data,
+                out,
+                on_part=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
+                **how,
             )
         except KeyboardInterrupt:
             say("stopped; the parts that are done stay, and the same command goes on")

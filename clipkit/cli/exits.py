@@ -51,7 +51,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
 def _failed(error: BaseException) -> tuple[int, str]:
     """The code of an error and one line; no line where only its traceback says where it comes from."""
     if isinstance(error, ValueError):
-        return BAD_INPUT, f"error: {error}"
+        return getattr(error, "exit_code", BAD_INPUT), f"error: {error}"
     if isinstance(error, OSError):
         named = isinstance(error, _PLACES) and error.filename is not None
         return (BAD_INPUT if named else FAILURE), f"error: {_place(error)}"

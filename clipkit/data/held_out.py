@@ -29,12 +29,13 @@ def all_captions(folder: Path, shard_size: int) -> tuple[int, int]:
         Samples before and after.
     """
     captions: dict[bytes, list[str]] = {}
-    before = 0
+    before = broken = 0
     for _, members in _samples(folder):
         lines = captions.setdefault(_digest(members), [])
         lines += [text for text in _texts(members) if text not in lines]
         before += 1
-    if all(len(lines) == 1 for lines in captions.values()) and len(captions) == before:
+        broken += len(members["txt"].decode("utf-8", "replace").splitlines()) > 1
+    if all(len(lines) == 1 for lines in captions.values()) and len(captions) == before and not broken:
         return before, before
     merged = folder.with_name(f".{folder.name}.merged")
     shutil.rmtree(merged, ignore_errors=True)

@@ -103,7 +103,7 @@ def _begin(out: Path, made: Made, *, force: bool) -> None:
         other = [key for key in _SAME if found.get(key) != getattr(made, key)]
         if not other:
             return
-        if not force:
+        if not force and any((out / DONE).glob("*.json")):  # before the first part is done there is nothing to lose
             words = f"{out} holds embeddings of {found['model']} with other {', '.join(other)}"
             raise ValueError(f"{words}; name another folder, or replace them with --force")
         for name in _OURS:

@@ -116,6 +116,10 @@ def table(results: Sequence[Result]) -> Table:
     """Results as a table, a figure a row, fractions as percent."""
     shown = Table("data", "model", "figure", "value", "95 % interval", title=None)
     shown.columns[3].justify = shown.columns[4].justify = "right"
+    for column in shown.columns:
+        column.overflow = "fold"
+    for column in shown.columns[2:4]:  # a figure's name that is cut is another's
+        column.no_wrap = True
     last = None
     for result, name, value, interval in rows(results):
         if result is not last and last is not None:

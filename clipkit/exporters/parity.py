@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -163,6 +163,8 @@ class ParityError(ValueError):
     Args:
         report: The whole comparison.
     """
+
+    exit_code: ClassVar[int] = 1  # a failure, and nobody's bad input
 
     def __init__(self, report: ParityReport) -> None:
         failed = [line for check, line in zip(report.checks, report.lines(), strict=False) if not check.held]

@@ -98,7 +98,8 @@ def push(what: Push) -> str:
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         text = " ".join(shown(str(error)).split())[:400]
-        cure = f"the folder is complete; mend that and push again: hf upload {what.repository} {what.folder}"
+        private = "" if what.public else " --private"
+        cure = f"the folder is complete; mend that and push again: hf upload {what.repository} {what.folder}{private}"
         raise ValueError(f"--push {what.repository}: the hub cannot be written to ({text}); {cure}") from None
     return str(found.commit_url)
 

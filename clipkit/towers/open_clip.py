@@ -190,9 +190,7 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
         with text_tower_at_hand(path, stored) as folder:
             return _create(f"local-dir:{folder}", None, stored["model_cfg"], place=str(path))
     if name.startswith("hf-hub:"):
-        from open_clip.factory import _get_hf_config
-
-        return _create(name, None, _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"])
+        return _create(name, None, _hub_config(name))
     import open_clip
 
     config = open_clip.get_model_config(name.replace("/", "-"))
@@ -293,9 +291,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
         if (path / CONFIG_FILE).is_file():
             config, place = read_config_file(path / CONFIG_FILE)["model_cfg"], f"local-dir:{path}"
         elif name.startswith("hf-hub:"):
-            from open_clip.factory import _get_hf_config
-
-            config, place = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"], name
+            config, place = _hub_config(name), name
         else:
             config, place = open_clip.get_model_config(name.replace("/", "-")), name
         if config is None:
@@ -377,10 +373,30 @@ def _trimmable(model: nn.Module) -> str | None:
     return pool if plain and pool in ("argmax", "eos") else None
 
 
+def _hub_config(name: str) -> dict[str, Any]:
+    """The architecture of ``hf-hub:org/repo``.
+
+    Raises:
+        ValueError: If it cannot be had.
+    """
+    from open_clip.factory import _get_hf_config
+
+    try:
+        config: dict[str, Any] = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"]
+    except (RuntimeError, OSError, ValueError, KeyError) as error:  # the hub's own, and a repository of something else
+        raise ValueError(f"cannot build the model {name!r}: {error}") from error
+    return config
+
+
 def _unknown_model(name: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    place = Path(name)
+    if len(place.parts) > 1 and place.parent.is_dir():  # a path: what lies beside it
+        beside = sorted(path.name for path in place.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
+        near = [str(place.parent / x) for x in get_close_matches(place.name, beside, n=3, cutoff=0.4) or beside[-3:]]
+    else:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {', '.join(near)}? " if near else ""
     return (
         f"no model is called {name!r}: {hint}It may be an open_clip name ({len(known)} known, see open_clip.list_models()), NAME:TAG, "

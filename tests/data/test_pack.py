@@ -157,6 +157,14 @@ def test_tables(tmp_path, separator, columns):
     assert report.skipped == {}
 
 
+def test_a_cell_of_several_lines_is_one_caption(tmp_path):
+    write(tmp_path / "a.png", picture())
+    table = write(tmp_path / "t.csv", 'filepath,caption\na.png,"a red\nbicycle"\n')
+    pack(table, tmp_path / "out")
+    (sample,) = samples(tmp_path / "out")
+    assert sample["txt"] == b"a red bicycle"
+
+
 def test_columns_by_name(tmp_path):
     write(tmp_path / "a.png", picture())
     table = write(tmp_path / "t.tsv", "link\tfile\tcaption\talt\nx\ta.png\tno\tyes\n")

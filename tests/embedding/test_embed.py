@@ -101,6 +101,15 @@ def test_where_nothing_can_be_read_nothing_is_complete(encoder: Encoder, tmp_pat
         assert not json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
 
 
+def test_what_failed_before_its_first_part_blocks_nothing(encoder: Encoder, tars: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "0.tar"
+    shard.write_bytes((tars / "0.tar").read_bytes()[:3000])
+    with pytest.raises(ValueError, match="cut short"):
+        embed(encoder, shard, tmp_path / "out")
+    shutil.copy(tars / "0.tar", shard)
+    assert embed(encoder, shard, tmp_path / "out")["images"] == 9
+
+
 def test_it_goes_on_where_it_stopped(encoder: Encoder, tars: Path, tmp_path: Path, monkeypatch: Any) -> None:
     out, whole = tmp_path / "out", tmp_path / "whole"
     embed(encoder, tars, whole)

@@ -72,6 +72,16 @@ def test_an_interval_has_the_unit_of_its_figure(tmp_path: Path) -> None:
     assert row.endswith("image_retrieval_mean_rank,3.0,1.8,4.2")
 
 
+def test_a_narrow_table_cuts_no_figure() -> None:
+    names = ("image_retrieval_true_recall@1", "image_retrieval_true_recall@10", "text_retrieval_true_recall@10")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table([result(**dict.fromkeys(names, 0.5) | {f"{names[0]}_ci": [0.25, 0.75]})]))
+    text = capture.get()
+    assert all(f" {name} " in text for name in names)
+    assert "…" not in text
+
+
 def test_the_table_prints_percent() -> None:
     console = Console(width=100, record=True, file=None, quiet=True)
     console.quiet = False

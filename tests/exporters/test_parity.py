@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from clipkit.cli.exits import exit_code
 from clipkit.exporters.folder import new_folder
 from clipkit.exporters.parity import Check, ParityError, ParityReport, compare
 from clipkit.exporters.probes import HARD_TEXTS, Probes
@@ -63,8 +64,9 @@ def test_nan_never_holds(embeddings: torch.Tensor, tmp_path: Path) -> None:
     assert held["checks"][0]["smallest_cosine"] is None
     with pytest.raises(
         ParityError, match=r"the onnx export of m differs from the encoder:\n  FAIL x: .*worst: probe 2"
-    ):
+    ) as found:
         report.require()
+    assert exit_code(found.value)[0] == 1  # nobody's bad input
 
 
 def test_a_control_that_was_not_caught_is_said() -> None:

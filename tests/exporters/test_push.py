@@ -90,7 +90,7 @@ def test_a_hub_that_refuses_is_said_without_the_token(
     assert run(["export", str(folder), "--out", str(copy), "--push", "me/model"]) == 2
     said = capsys.readouterr()
     assert "the hub cannot be written to" in said.err
-    assert f"hf upload me/model {copy}" in said.err
+    assert f"hf upload me/model {copy} --private" in said.err
     assert TOKEN not in said.err + said.out
     assert run(["export", str(folder), "--out", str(copy), "--force", "--push", "me/model", "--dry-run"]) == 0
     said = capsys.readouterr()
