@@ -227,8 +227,8 @@ def _told(name: str, value: float | None, *, sign: bool = False) -> str:
     """A figure in its own unit; a difference of fractions in percentage points, without their sign for percent."""
     if value is None:
         return "none"
-    scaled, unit = (100 * value, "" if sign else " %") if is_fraction(name) else (value, "")
-    return f"{scaled:+.1f}" if sign else f"{scaled:.1f}{unit}"
+    scaled, unit, digits = (100 * value, "" if sign else " %", 1) if is_fraction(name) else (value, "", 2)
+    return f"{scaled:+.{digits}f}" if sign else f"{scaled:.{digits}f}{unit}"
 
 
 def _gap_chart(gap: Gap) -> Markup:
