@@ -176,6 +176,7 @@ def test_random_weights_are_said():
         (lambda path: path / "nothing.pt", "does not exist"),
         (lambda path: (path / "w.pt").write_bytes(b"x") and path / "w.pt", "does not say which architecture"),
         (lambda path: "ViT-B-32:no_such_tag", "no_such_tag"),
+        (lambda path: "hf-hub:no/such", "cannot build the model 'hf-hub:no/such'"),
         (lambda path: "VitB32", "no model is called 'VitB32': did you mean ViT-B-32"),
         (
             lambda path: (path / "runs" / "small").mkdir(parents=True) or path / "runs" / "smal",

@@ -33,6 +33,7 @@ from clipkit.towers.model_files import (
     refuse_tokenizer_code,
     text_tower_at_hand,
 )
+from clipkit.towers.open_clip_names import hub_config, unknown_model
 from clipkit.towers.open_clip_run import TrainedModel
 from clipkit.towers.open_clip_weights import load_open_clip_weights
 from clipkit.towers.resolution import at_resolution
@@ -190,12 +191,12 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
         with text_tower_at_hand(path, stored) as folder:
             return _create(f"local-dir:{folder}", None, stored["model_cfg"], place=str(path))
     if name.startswith("hf-hub:"):
-        return _create(name, None, _hub_config(name))
+        return _create(name, None, hub_config(name))
     import open_clip
 
     config = open_clip.get_model_config(name.replace("/", "-"))
     if config is None:
-        raise ValueError(_unknown_model(name, open_clip.list_models()))
+        raise ValueError(unknown_model(name, open_clip.list_models()))
     if pretrained is None or open_clip.get_pretrained_cfg(name.replace("/", "-"), pretrained):
         return _create(name, pretrained, config)
     if not Path(pretrained).exists():
@@ -211,7 +212,7 @@ def pair_of_run(trained: TrainedModel, weights: str) -> OpenClipPair:
 
     config = open_clip.get_model_config(trained.name.replace("/", "-"))
     if config is None:
-        raise ValueError(_unknown_model(trained.name, open_clip.list_models()))
+        raise ValueError(unknown_model(trained.name, open_clip.list_models()))
     return pair_from_config(
         trained.changed(config), preprocess=trained.preprocess(), weights=weights, place=trained.name
     )
@@ -291,11 +292,11 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
         if (path / CONFIG_FILE).is_file():
             config, place = read_config_file(path / CONFIG_FILE)["model_cfg"], f"local-dir:{path}"
         elif name.startswith("hf-hub:"):
-            config, place = _hub_config(name), name
+            config, place = hub_config(name), name
         else:
             config, place = open_clip.get_model_config(name.replace("/", "-")), name
         if config is None:
-            raise ValueError(_unknown_model(name, open_clip.list_models()))
+            raise ValueError(unknown_model(name, open_clip.list_models()))
         refuse_tokenizer_code(name, config)
         try:
             with _quiet(), never_ask_to_trust(config):
@@ -371,37 +372,6 @@ def _trimmable(model: nn.Module) -> str | None:
     causal, pool = getattr(model, "attn_mask", None) is not None, getattr(model, "pool_type", None)
     plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
     return pool if plain and pool in ("argmax", "eos") else None
-
-
-def _hub_config(name: str) -> dict[str, Any]:
-    """The architecture of ``hf-hub:org/repo``.
-
-    Raises:
-        ValueError: If it cannot be had.
-    """
-    from open_clip.factory import _get_hf_config
-
-    try:
-        config: dict[str, Any] = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"]
-    except (RuntimeError, OSError, ValueError, KeyError) as error:  # the hub's own, and a repository of something else
-        raise ValueError(f"cannot build the model {name!r}: {error}") from error
-    return config
-
-
-def _unknown_model(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    place = Path(name)
-    if len(place.parts) > 1 and place.parent.is_dir():  # a path: what lies beside it
-        beside = sorted(path.name for path in place.parent.iterdir() if path.is_dir() and not path.name.startswith("."))
-        near = [str(place.parent / x) for x in get_close_matches(place.name, beside, n=3, cutoff=0.4) or beside[-3:]]
-    else:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f"did you mean {', '.join(near)}? " if near else ""
-    return (
-        f"no model is called {name!r}: {hint}It may be an open_clip name ({len(known)} known, see open_clip.list_models()), NAME:TAG, "
-        "a JSON file of an open_clip configuration, a run, a checkpoint or an exported folder, or hf-hub:org/repo"
-    )
 
 
 @contextlib.contextmanager
