@@ -33,7 +33,7 @@ from clipkit.towers.model_files import (
     refuse_tokenizer_code,
     text_tower_at_hand,
 )
-from clipkit.towers.open_clip_names import hub_config, unknown_model
+from clipkit.towers.open_clip_names import unknown_model
 from clipkit.towers.open_clip_run import TrainedModel
 from clipkit.towers.open_clip_weights import load_open_clip_weights
 from clipkit.towers.resolution import at_resolution
@@ -191,7 +191,7 @@ def build_pair(name: str, pretrained: str | None = None) -> OpenClipPair:
         with text_tower_at_hand(path, stored) as folder:
             return _create(f"local-dir:{folder}", None, stored["model_cfg"], place=str(path))
     if name.startswith("hf-hub:"):
-        return _create(name, None, hub_config(name))
+        return _create(name, None, _hub_config(name))
     import open_clip
 
     config = open_clip.get_model_config(name.replace("/", "-"))
@@ -292,7 +292,7 @@ def build_tokenizer(name: str) -> tuple[Tokenize, int]:
         if (path / CONFIG_FILE).is_file():
             config, place = read_config_file(path / CONFIG_FILE)["model_cfg"], f"local-dir:{path}"
         elif name.startswith("hf-hub:"):
-            config, place = hub_config(name), name
+            config, place = _hub_config(name), name
         else:
             config, place = open_clip.get_model_config(name.replace("/", "-")), name
         if config is None:
@@ -372,6 +372,16 @@ def _trimmable(model: nn.Module) -> str | None:
     causal, pool = getattr(model, "attn_mask", None) is not None, getattr(model, "pool_type", None)
     plain = causal and getattr(model, "cls_emb", None) is None and not getattr(model, "output_tokens", False)
     return pool if plain and pool in ("argmax", "eos") else None
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    """The architecture of ``hf-hub:org/repo``; a ``ValueError`` if it cannot be had."""
+    from open_clip.factory import _get_hf_config
+
+    try:
+        return dict(_get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"])
+    except (RuntimeError, OSError, ValueError, KeyError) as error:  # the hub's own, and a repository of something else
+        raise ValueError(f"cannot build the model {name!r}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -1,25 +1,9 @@
-"""Names of models: configurations on the hub, and what a name that nobody knows may have meant."""
+"""What a name of a model that nobody knows may have meant."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
-
-
-def hub_config(name: str) -> dict[str, Any]:
-    """The architecture of ``hf-hub:org/repo``.
-
-    Raises:
-        ValueError: If it cannot be had.
-    """
-    from open_clip.factory import _get_hf_config
-
-    try:
-        config: dict[str, Any] = _get_hf_config(name.removeprefix("hf-hub:"))["model_cfg"]
-    except (RuntimeError, OSError, ValueError, KeyError) as error:  # the hub's own, and a repository of something else
-        raise ValueError(f"cannot build the model {name!r}: {error}") from error
-    return config
 
 
 def unknown_model(name: str, known: list[str]) -> str:
