@@ -55,9 +55,8 @@ def _failed(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         named = isinstance(error, _PLACES) and error.filename is not None
         return (BAD_INPUT if named else FAILURE), f"error: {_place(error)}"
-    if _OF_THE_SYSTEM.search(str(error)) or type(error).__module__.startswith(
-        "clipkit."
-    ):  # they say all there is to say
+    ours = type(error).__module__.startswith("clipkit.")
+    if ours or _OF_THE_SYSTEM.search(str(error)):  # they say all there is to say
         return FAILURE, f"error: {error}"
     return FAILURE, ""
 
