@@ -21,9 +21,13 @@ FEWEST = 8  # probes, so that a batch of seven is full
 SHEETS = ((3, 2, "RGB"), (2, 3, "RGB"), (2, 2, "L"), (3, 1, "RGBA"))
 CELL = (157, 149)  # odd, so that crops are uneven
 ORIENTATION = 0x0112  # EXIF's tag
-HARD_TEXTS = (
+# for their spelling alone: they name no picture, and no ranking is asked of them
+SPELLINGS = (
     "Stop! WOW!!! It's 2 o'clock,\tdon't_go",
     "„Curly“ ‘quotes’ of a ﬁne Cafe\u0301, ＦＵＬＬ　ｗｉｄｔｈ！",
+)
+HARD_TEXTS = (
+    *SPELLINGS,
     *("", "a", "naïve café, 東京の猫, красный велосипед 🚲", "a very long caption, word after word " * 40),
 )
 

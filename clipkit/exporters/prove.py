@@ -22,7 +22,7 @@ from clipkit.exporters.candidate import Candidate, Format
 from clipkit.exporters.folder import new_folder
 from clipkit.exporters.offline import offline
 from clipkit.exporters.parity import Bounds, Check, ParityReport
-from clipkit.exporters.probes import RANKED, Probes, embedded_probes, rule_probes, text_name
+from clipkit.exporters.probes import RANKED, SPELLINGS, Probes, embedded_probes, rule_probes, text_name
 from clipkit.towers.model_files import PARITY_FILE
 
 FEW = (
@@ -112,7 +112,8 @@ def prove(encoder: Encoder, format: Format, folder: Path, probes: Probes) -> Par
         more, same_texts = _side(text, candidate.text, candidate.raw_text, candidate.batches, bounds)
         checks += more
         if encoder.info.pretrained is not None:  # random weights rank by chance
-            theirs = same_images, same_texts
+            named = [row for row, given in enumerate(probes.texts) if given not in SPELLINGS]
+            ours, theirs = (ours[0], ours[1][named]), (same_images, same_texts[named])
             if probes.embedded and bounds.most_difference is None:  # the share is the gate: more than a few are asked
                 ours, theirs = _with_more(encoder, candidate, probes, ours, theirs)
             checks += parity.agreement(ours, theirs, bounds)
