@@ -333,9 +333,7 @@ def entry_of(
     if cause:
         return Skipped(place, cause)
     data = json.dumps(metadata, ensure_ascii=False).encode("utf-8", "replace") if metadata else None
-    text = (
-        " ".join(captions[0].split("\n")) if "\n" in captions[0] else captions[0]
-    )  # a `.txt` has a caption a line; a cell is one
+    text = " ".join(captions[0].splitlines())  # a `.txt` has a caption a line; a cell is one
     if isinstance(image, bytes):
         return Entry(place, image, text, data)
     return Entry(f"{place} ({shown(image)})", folder / image, text, data)
